@@ -1,0 +1,1 @@
+"""The `gati` command. May import: gati_core. Starts services as processes, never imports them."""

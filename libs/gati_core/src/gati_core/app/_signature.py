@@ -1,0 +1,118 @@
+"""The rule for handlers: exactly `(req, res, gctx, lctx)`, returning nothing or an awaitable (P1)."""
+
+from __future__ import annotations
+
+import asyncio
+import collections.abc
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from gati_core.errors import RegistrationError
+from gati_core.lifecycle.request import Request
+
+NAMES = ("req", "res", "gctx", "lctx")
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_AWAITABLES = (
+    collections.abc.Awaitable,
+    collections.abc.Coroutine,
+    asyncio.Future,
+)
+
+
+def describe(function: object) -> str:
+    """`name (file:line)` of a function, for messages."""
+    name = getattr(function, "__qualname__", None) or repr(function)
+    where = source_of(function)
+    return f"{name} ({where})" if where else str(name)
+
+
+def source_of(function: object) -> str:
+    """`file:line` of a function, or nothing when Python does not know."""
+    target = inspect.unwrap(function) if callable(function) else function
+    code = getattr(target, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+
+
+def check_handler(function: Any) -> bool:
+    """Accept a handler, or refuse it with the reason; returns whether it is async.
+
+    Raises:
+        RegistrationError: not callable; not exactly four positional parameters; the known names in
+            another order; a generator; or an annotated return value that is neither None nor an
+            awaitable of None.
+    """
+    if not callable(function) or inspect.isclass(function):
+        raise RegistrationError(f"a handler must be a function, not {function!r}")
+    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    target = getattr(target, "func", target) if not inspect.isroutine(target) else target
+    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+        raise RegistrationError(f"{describe(function)}: a handler may not be a generator; use res to answer")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError) as exc:
+        raise RegistrationError(f"{describe(function)}: its parameters are not known to Python") from exc
+    _check_parameters(function, list(signature.parameters.values()))
+    _check_return(function, signature.return_annotation)
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(function, "func", None))
+
+
+def _check_parameters(function: Any, parameters: list[inspect.Parameter]) -> None:
+    wanted = "a handler takes exactly (req, res, gctx, lctx)"
+    if len(parameters) != 4 or any(parameter.kind not in _POSITIONAL for parameter in parameters):
+        found = ", ".join(str(parameter) for parameter in parameters)
+        raise RegistrationError(f"{describe(function)}: {wanted}, not ({found})")
+    for place, parameter in enumerate(parameters):
+        if parameter.default is not inspect.Parameter.empty:
+            raise RegistrationError(f"{describe(function)}: {wanted}; {parameter.name!r} may have no default")
+        if parameter.name in NAMES and NAMES.index(parameter.name) != place:
+            found = ", ".join(each.name for each in parameters)
+            raise RegistrationError(f"{describe(function)}: {wanted} in this order, not ({found})")
+
+
+def _check_return(function: Any, annotation: Any) -> None:
+    if isinstance(annotation, str):
+        annotation = _hints(function).get("return", annotation)
+    if annotation in (inspect.Signature.empty, None, type(None), typing.NoReturn, typing.Never, Any):
+        return
+    origin = typing.get_origin(annotation) or annotation
+    if inspect.isclass(origin) and issubclass(origin, _AWAITABLES):
+        return
+    raise RegistrationError(
+        f"{describe(function)}: a handler answers through res and returns None, not {_name(annotation)}"
+    )
+
+
+def body_type(function: Callable[..., Any]) -> Any:
+    """The `T` of the handler's `Request[T]`, or None when the request is not typed.
+
+    Raises:
+        RegistrationError: the annotation names something that cannot be found.
+    """
+    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    parameters = [p for p in inspect.signature(function).parameters.values()]
+    annotation = parameters[0].annotation
+    if isinstance(annotation, str):
+        annotation = _hints(target).get(parameters[0].name)
+    if typing.get_origin(annotation) is not Request:
+        return None
+    (argument,) = typing.get_args(annotation)
+    untyped = argument is Any or argument is type(None) or isinstance(argument, typing.TypeVar)
+    return None if untyped else argument
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as exc:
+        raise RegistrationError(
+            f"{describe(function)}: the annotations name {exc.name!r}, which is not defined at module level;"
+            " types of handlers must be importable at run time (not only under TYPE_CHECKING)"
+        ) from exc
+    except TypeError as exc:
+        raise RegistrationError(f"{describe(function)}: the annotations cannot be evaluated: {exc}") from exc
+
+
+def _name(annotation: Any) -> str:
+    return getattr(annotation, "__name__", None) or str(annotation)

@@ -1,0 +1,46 @@
+"""The fabric: NATS JetStream behind a few small classes; the only package that imports nats.
+
+May import: `errors`, `ids`, `settings`, `wire`. Belongs here: connecting, publishing, pulling,
+buckets, bodies, dead letters, and the provisioner. Does not belong here: what the messages mean.
+"""
+
+from gati_core.fabric._client import format_headers, parse_headers
+from gati_core.fabric._fabric import Fabric, open_fabric
+from gati_core.fabric.bodies import Bodies, BodyLost
+from gati_core.fabric.connection import Connection, ConnectionHealth, open_connection
+from gati_core.fabric.dead_letters import DeadLetter, DeadLetters
+from gati_core.fabric.embedded import EmbeddedBroker, find_server, free_port
+from gati_core.fabric.kv import Entry, KvBucket, KvView
+from gati_core.fabric.ports import DeliveryPort, MessagePort, PublisherPort, PublishResult
+from gati_core.fabric.publisher import WindowedPublisher
+from gati_core.fabric.pull import Delivery, PullConsumer
+from gati_core.fabric.topology import Topology, stream_state
+
+__all__ = [
+    "Bodies",
+    "BodyLost",
+    "Connection",
+    "ConnectionHealth",
+    "DeadLetter",
+    "DeadLetters",
+    "Delivery",
+    "DeliveryPort",
+    "EmbeddedBroker",
+    "Entry",
+    "Fabric",
+    "KvBucket",
+    "KvView",
+    "MessagePort",
+    "PublishResult",
+    "PublisherPort",
+    "PullConsumer",
+    "Topology",
+    "WindowedPublisher",
+    "find_server",
+    "format_headers",
+    "free_port",
+    "open_connection",
+    "open_fabric",
+    "parse_headers",
+    "stream_state",
+]

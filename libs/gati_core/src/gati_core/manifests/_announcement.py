@@ -1,0 +1,107 @@
+"""The documents in `{ns}_manifests` and `{ns}_pools`: JSON, read by people as well as routers."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal, TypeVar, get_args
+
+import msgspec
+from msgspec import Meta
+
+from gati_core.errors import MalformedManifest
+from gati_core.wire import PROTOCOL, DeliveryMode
+
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+_Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+_Path = Annotated[str, Meta(pattern=r"^/", max_length=1024)]
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class HandlerManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One handler of a package."""
+
+    id: _Token
+    methods: Annotated[list[Method], Meta(min_length=1)]
+    path: _Path
+    """With parameters as `{name}`."""
+    mode: DeliveryMode
+    timeout_s: Annotated[float, Meta(gt=0)] = 30.0
+    is_async: bool = True
+    summary: str = ""
+    source: str = ""
+    """`file:line` of the function, for people."""
+
+
+class PoolManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the workers of one package version offer; key `current.<app>` in `{ns}_manifests`."""
+
+    protocol: int = PROTOCOL
+    app: _Token
+    pool: _Token
+    version: str = ""
+    handlers: list[HandlerManifest]
+    published_ms: int = 0
+    """Unix time at which this version was first announced; the newest live one gets the traffic."""
+
+
+class WorkerAnnouncement(msgspec.Struct, frozen=True, kw_only=True):
+    """One live worker; key `worker.<pool>.<id>` in `{ns}_pools`, rewritten with every heartbeat."""
+
+    protocol: int = PROTOCOL
+    worker: _Token
+    manifest: PoolManifest
+    state: Literal["ready", "draining"] = "ready"
+    host: str = ""
+    pid: int = 0
+    started_ms: int = 0
+    in_flight: int = 0
+    capacity: int = 0
+    handled: int = 0
+    failed: int = 0
+
+
+class RouterBeat(msgspec.Struct, frozen=True, kw_only=True):
+    """One live router; key `router.<id>` in `{ns}_pools`."""
+
+    protocol: int = PROTOCOL
+    router: _Token
+    host: str = ""
+    pid: int = 0
+    routed: int = 0
+
+
+def pool_name(app: str, fingerprint: str) -> str:
+    """The pool of one version of an app: its name and eight digits of its fingerprint."""
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:8]
+    return f"{app[:55]}-{digest}"
+
+
+def parse_announcement(data: bytes, *, key: str) -> WorkerAnnouncement:
+    """Read what a worker wrote under `key`.
+
+    Raises:
+        MalformedManifest: not a document of ours; says which key and which field.
+    """
+    return _parse(data, WorkerAnnouncement, key)
+
+
+def parse_pool_manifest(data: bytes, *, key: str) -> PoolManifest:
+    """Read a published pool manifest.
+
+    Raises:
+        MalformedManifest: not a document of ours; says which key and which field.
+    """
+    return _parse(data, PoolManifest, key)
+
+
+def _parse(data: bytes, kind: type[T], key: str) -> T:
+    try:
+        document = msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise MalformedManifest(f"{key}: {exc}") from exc
+    protocol = getattr(document, "protocol", PROTOCOL)
+    if protocol != PROTOCOL:
+        raise MalformedManifest(f"{key}: protocol {protocol}, this process reads protocol {PROTOCOL}")
+    return document

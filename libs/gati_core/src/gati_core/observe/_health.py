@@ -1,0 +1,20 @@
+"""Health files: a process without a port touches a file while it is healthy; a probe reads its age."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def exit_by_health_file(prefix: str) -> None:
+    """End this process with 0 if `{prefix}HEALTH_FILE` was touched within three heartbeats, else 1."""
+    path = Path(os.environ.get(f"{prefix}HEALTH_FILE", ""))
+    limit_s = 3 * float(os.environ.get(f"{prefix}HEARTBEAT_S", "2"))
+    try:
+        age_s = time.time() - path.stat().st_mtime
+    except OSError:
+        sys.exit(f"no health file at {path}: set {prefix}HEALTH_FILE for the service and for this probe")
+    if age_s > limit_s:
+        sys.exit(f"the last sign of life is {age_s:.0f} s old, more than {limit_s:g} s")

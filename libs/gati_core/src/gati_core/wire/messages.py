@@ -1,0 +1,142 @@
+"""What travels: request descriptor, work item, reply, cancellation.
+
+All are msgpack arrays, protocol version first. Fields are only ever appended and every appended
+field has a default, so that processes one version apart understand each other: a reader ignores
+extra trailing elements and fills in missing ones (F20). `tests/unit/test_golden_bytes.py` keeps the
+format from drifting unseen.
+
+The order of a descriptor's fields is part of the design: what a router reads comes first, so that
+`RoutingView` can decode a prefix and skip headers and body.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PROTOCOL = 1
+"""Version of the wire format. Raised only by a change that old readers must refuse."""
+
+DeliveryMode = Literal["at_least_once", "at_most_once"]
+HeaderPairs = list[tuple[str, str]]
+"""Lower-case name and value, in the order received; a repeated header is repeated here."""
+
+
+class Principal(msgspec.Struct, array_like=True, gc=False):
+    """Who calls, as the ingress authenticated it."""
+
+    subject: str
+    roles: list[str] = []
+    scheme: str = ""
+
+
+class RequestDescriptor(msgspec.Struct, array_like=True, gc=False):
+    """One HTTP request, as the ingress publishes it. Times are Unix milliseconds."""
+
+    protocol: int
+    request_id: str
+    reply_to: str
+    """Subject the answer goes to."""
+    deadline_ms: int
+    received_ms: int
+    method: str
+    path: str
+    """Percent-encoded, without the query string."""
+    priority: int = 5
+    version: str = ""
+    """The client's version preference, verbatim."""
+    principal: Principal | None = None
+    # -- above: the part that routers read; below: the part that only workers read --
+    query: str = ""
+    headers: HeaderPairs = []
+    body: bytes = b""
+    body_ticket: str = ""
+    """Name of the object that holds the body, when it is too large for a message."""
+    client_ip: str = ""
+    traceparent: str = ""
+    flags: list[str] = []
+    idempotency_key: str = ""
+
+
+class RoutingView(msgspec.Struct, array_like=True, gc=False):
+    """The prefix of a `RequestDescriptor` that routing needs; must mirror its first fields."""
+
+    protocol: int
+    request_id: str
+    reply_to: str
+    deadline_ms: int
+    received_ms: int
+    method: str
+    path: str
+    priority: int = 5
+    version: str = ""
+    principal: Principal | None = None
+
+
+class WorkItem(msgspec.Struct, array_like=True, gc=False):
+    """One request on its way to one handler.
+
+    The reply subject and the deadline are repeated from the descriptor so that a supervisor or a
+    dead-letter tool can answer without decoding it.
+    """
+
+    protocol: int
+    request_id: str
+    reply_to: str
+    deadline_ms: int
+    handler: str
+    """The handler's token: the function's name unless it was registered under another."""
+    mode: DeliveryMode
+    descriptor: msgspec.Raw
+    """The `RequestDescriptor`, byte for byte as the ingress encoded it."""
+    params: dict[str, str] = {}
+    """Decoded path parameters."""
+    routed_ms: int = 0
+    tsv: str = ""
+    """The version that runs; empty means the pool's only one."""
+    manifest_hash: str = ""
+
+
+class ReplyError(msgspec.Struct, array_like=True, gc=False):
+    """Why a reply is not the handler's own answer; the ingress counts by `code`."""
+
+    code: str
+    message: str
+
+
+class Timing(msgspec.Struct, array_like=True, gc=False):
+    """Unix milliseconds at which each stage was reached; 0 where it was not."""
+
+    received_ms: int = 0
+    routed_ms: int = 0
+    started_ms: int = 0
+    finished_ms: int = 0
+
+
+class Reply(msgspec.Struct, array_like=True, gc=False):
+    """The one answer to a request."""
+
+    protocol: int
+    request_id: str
+    status: int
+    headers: HeaderPairs = []
+    body: bytes = b""
+    body_ticket: str = ""
+    timing: Timing | None = None
+    more: bool = False
+    """Another reply with the next part of the body follows."""
+    error: ReplyError | None = None
+    route: str = ""
+    """The route's pattern (`/orders/{id}`), for metrics; empty when none matched."""
+
+
+class Cancel(msgspec.Struct, array_like=True, gc=False):
+    """Nobody waits for this request any more."""
+
+    protocol: int
+    request_id: str
+    reason: str
+    """`deadline` or `client_gone`."""
+    deadline_ms: int
+    """Until when the cancellation must be remembered."""

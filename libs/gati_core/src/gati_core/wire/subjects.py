@@ -1,0 +1,111 @@
+"""Every subject, stream, consumer and bucket name; nobody else builds one.
+
+Names come from outside (a package's name, a function's name), so each token is validated here: a
+dot, a space or a wildcard in a token would change what a subject means.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from gati_core.errors import RegistrationError
+
+TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+PRIORITIES = range(11)
+"""0 to 10; 5 is the default and a higher number is more urgent."""
+
+LANES: dict[str, range] = {"high": range(7, 11), "normal": range(4, 7), "low": range(4)}
+"""Priority classes; each is one consumer on the request stream, so that none starves another."""
+
+
+def token(value: str, what: str) -> str:
+    """`value` if it can be one token of a subject.
+
+    Raises:
+        RegistrationError: it cannot; the message names what it was meant to be.
+    """
+    if TOKEN.fullmatch(value) is None:
+        raise RegistrationError(
+            f"{what} {value!r} must be 1 to 64 letters, digits, '_' or '-', and start with a letter or digit"
+        )
+    return value
+
+
+class Subjects:
+    """The names of one namespace. Cheap to make; keep one per process."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = token(namespace, "namespace")
+        ns = namespace
+        self.req_stream = f"{ns}_REQ"
+        self.work_stream = f"{ns}_WORK"
+        self.dead_stream = f"{ns}_DEAD"
+        self.advisory_stream = f"{ns}_ADVISORIES"
+        self.req_all = f"{ns}.req.>"
+        self.work_all = f"{ns}.work.>"
+        self.dead_all = f"{ns}.dead.>"
+        self.cancel_any = f"{ns}.cancel.$any"
+        self.advisories = [
+            f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.>" for stream in (self.req_stream, self.work_stream)
+        ]
+        self.advisory_consumer = "dead-letters"
+        self.pools_bucket = f"{ns}_pools"
+        self.manifests_bucket = f"{ns}_manifests"
+        self.bodies_bucket = f"{ns}_bodies"
+
+    def req(self, priority: int, shard: int = 0) -> str:
+        """Where ingress publishes a request of this priority (0 to 10)."""
+        return f"{self.namespace}.req.{priority}.{shard}"
+
+    def lane_filters(self, lane: str) -> list[str]:
+        """The subjects that the router consumer of one lane reads; lanes are disjoint (F2)."""
+        return [f"{self.namespace}.req.{priority}.>" for priority in LANES[lane]]
+
+    @staticmethod
+    def lane_consumer(lane: str) -> str:
+        """Durable name of the router consumer of one lane."""
+        return f"router-{lane}"
+
+    def work(self, pool: str, handler: str) -> str:
+        """Where routers publish work for one handler of one pool."""
+        return f"{self.namespace}.work.{token(pool, 'pool')}.{token(handler, 'handler')}"
+
+    def work_filter(self, pool: str) -> str:
+        """All work of one pool."""
+        return f"{self.namespace}.work.{token(pool, 'pool')}.>"
+
+    @staticmethod
+    def work_consumer(pool: str) -> str:
+        """Durable name of the consumer that the workers of one pool share."""
+        return f"pool-{token(pool, 'pool')}"
+
+    def reply(self, ingress: str, slot: str) -> str:
+        """Where the answer to one request goes; only one ingress process listens."""
+        return f"{self.namespace}.reply.{ingress}.{slot}"
+
+    def reply_filter(self, ingress: str) -> str:
+        """All answers to one ingress process."""
+        return f"{self.namespace}.reply.{ingress}.*"
+
+    def cancel(self, pool: str) -> str:
+        """Where a request is cancelled by someone who knows the pool that runs it."""
+        return f"{self.namespace}.cancel.{token(pool, 'pool')}"
+
+    def dead(self, stage: str, pool: str) -> str:
+        """Where a dead letter goes. `stage` is `req` or `work`; `pool` is `-` when none is known."""
+        return f"{self.namespace}.dead.{stage}.{pool}"
+
+    def app_bucket(self, name: str) -> str:
+        """The key-value bucket behind `gctx.buckets[name]`."""
+        return f"{self.namespace}_app_{token(name, 'bucket')}"
+
+    def member_key(self, role: str, *parts: str) -> str:
+        """Key of one live process in the pools bucket: `worker.<pool>.<id>`, `router.<id>`, …"""
+        return ".".join((role, *parts))
+
+
+@lru_cache(maxsize=64)
+def for_namespace(namespace: str) -> Subjects:
+    """The shared `Subjects` of a namespace."""
+    return Subjects(namespace)

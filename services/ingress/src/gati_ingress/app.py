@@ -1,0 +1,398 @@
+"""One HTTP request, as plain ASGI: read, publish, wait for the reply, answer.
+
+The path of a request holds no task, no lock and no timer of its own: deadlines are swept every
+50 ms, publish acks and replies arrive as callbacks (ADR-0004).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from gati_core.errors import (
+    ClientGone,
+    ContentTooLarge,
+    DeadlineExceeded,
+    GatiError,
+    MalformedReply,
+    Overloaded,
+    PublishUnconfirmed,
+    RequestTimeout,
+    ShuttingDown,
+)
+from gati_core.fabric import Fabric, KvView
+from gati_core.ids import new_instance_id, new_request_id
+from gati_core.wire import (
+    PROTOCOL,
+    Cancel,
+    HeaderPairs,
+    Reply,
+    RequestDescriptor,
+    decode_reply,
+    encode,
+    problem_parts,
+)
+from gati_ingress.operations import Operations
+from gati_ingress.settings import IngressSettings
+from gati_ingress.stats import Recorder
+
+log = structlog.get_logger(__name__)
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
+)
+_VERSION_NAMES = frozenset({"x-gati-version", "x-api-version", "x-version"})
+_READ_HERE = (
+    _HOP_BY_HOP
+    | _VERSION_NAMES
+    | {
+        "content-length",
+        "x-gati-flags",
+        "x-flags",
+        "x-gati-priority",
+        "x-priority",
+        "x-request-id",
+        "traceparent",
+        "idempotency-key",
+    }
+)
+_NO_BODY = frozenset({204, 304})
+_DEFAULT_PRIORITY = 5
+
+
+class _Pending:
+    """One request that waits for its reply."""
+
+    __slots__ = ("deadline", "deadline_ms", "future", "request_id")
+
+    def __init__(self, request_id: str, deadline: float, deadline_ms: int, future: asyncio.Future[Reply]) -> None:
+        self.request_id = request_id
+        self.deadline = deadline
+        self.deadline_ms = deadline_ms
+        self.future = future
+
+
+class _Head:
+    """What the ingress itself reads from the headers."""
+
+    __slots__ = ("content_length", "flags", "has_body", "idempotency_key", "pairs", "priority", "traceparent", "version")
+
+    def __init__(self) -> None:
+        self.pairs: HeaderPairs = []
+        self.content_length = -1
+        self.has_body = False
+        self.version = ""
+        self.flags: list[str] = []
+        self.priority = _DEFAULT_PRIORITY
+        self.traceparent = ""
+        self.idempotency_key = ""
+
+
+class Ingress:
+    """The ASGI application of one process. `start` before the first request, `aclose` after the last."""
+
+    def __init__(self, *, settings: IngressSettings, fabric: Fabric, shared_stats: str = "") -> None:
+        self._settings = settings
+        self._fabric = fabric
+        self._publisher = fabric.publisher
+        self._connection = fabric.connection
+        self.id = new_instance_id()
+        self._loop = asyncio.get_running_loop()
+        self._in_flight: dict[str, _Pending] = {}
+        subjects = fabric.subjects
+        self._req_subjects = [subjects.req(priority).encode() for priority in range(11)]
+        self._reply_to = subjects.reply(self.id, "r")
+        self._cancel_subject = subjects.cancel_any.encode()
+        self._view = KvView(fabric.connection, subjects.pools_bucket)
+        self.recorder = Recorder(self.id)
+        self.operations = Operations(
+            settings=settings, fabric=fabric, view=self._view, recorder=self.recorder, shared=shared_stats
+        )
+        self._watch_task: asyncio.Task[None] | None = None
+        self.is_draining = False
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen for replies and begin to watch what readiness depends on.
+
+        Raises:
+            BrokerUnavailable: the broker did not let us.
+        """
+        await self._connection.subscribe(self._fabric.subjects.reply_filter(self.id), self._on_reply)
+        await self._view.start()
+        await self.operations.refresh()
+        self._watch_task = self._loop.create_task(self.operations.keep_fresh())
+        self._connection.on_tick(self._sweep)
+
+    def begin_drain(self) -> None:
+        """From now on: not ready, and new requests get 503."""
+        self.is_draining = True
+        self.operations.is_draining = True
+
+    async def aclose(self) -> None:
+        """Stop watching. Requests still waiting are answered 503."""
+        for pending in list(self._in_flight.values()):
+            _fail(pending, ShuttingDown("the ingress is shutting down"))
+        self._connection.off(self._sweep)
+        if self._watch_task is not None:
+            self._watch_task.cancel()
+        await self._view.aclose()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait for an answer."""
+        return len(self._in_flight)
+
+    # -- one request --------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry; only `http` scopes arrive, the server handles nothing else."""
+        if scope["type"] != "http":
+            return
+        raw_path: bytes = scope["raw_path"]
+        operation = self.operations.by_path.get(raw_path)
+        if operation is not None:
+            await operation(scope, send)
+            return
+        started = self._loop.time()
+        received_ms = time.time_ns() // 1_000_000
+        request_id = new_request_id(received_ms)
+        method: str = scope["method"]
+        size = 0
+        route = ""
+        try:
+            head = _read_head(scope["headers"])
+            if self.is_draining:
+                raise ShuttingDown("this ingress is shutting down")
+            if len(self._in_flight) >= self._settings.max_in_flight:
+                raise Overloaded(f"{len(self._in_flight)} requests are in flight, as many as this ingress takes")
+            body = b""
+            if head.has_body:
+                body = await self._read_body(head, receive)
+                size = len(body)
+            reply = await self._ask(scope, raw_path, method, head, body, request_id, started, received_ms)
+            route = reply.route
+            status, headers, answer = reply.status, reply.headers, reply.body
+            if reply.body_ticket:
+                answer = await self._fabric.bodies.take(reply.body_ticket)
+            if reply.error is not None:
+                self.recorder.error(reply.error.code)
+        except ClientGone as exc:
+            self.recorder.error(exc.code)
+            self.recorder.request(method, "", exc.status, self._loop.time() - started, size)
+            return
+        except GatiError as exc:
+            status, headers, answer = self._refusal(exc, request_id)
+        except Exception:
+            log.exception("ingress_failed", request_id=request_id)
+            status, headers, answer = self._refusal(GatiError("The ingress failed."), request_id)
+        await _answer(send, status, headers, answer, request_id)
+        elapsed = self._loop.time() - started
+        self.recorder.request(method, route, status, elapsed, size)
+        if status >= 500 or (self._settings.log_sample and random.random() < self._settings.log_sample):  # noqa: S311
+            log.info(
+                "request_answered",
+                request_id=request_id,
+                method=method,
+                path=raw_path.decode("latin-1")[:200],
+                status=status,
+                duration_ms=round(elapsed * 1000, 2),
+            )
+
+    async def _ask(
+        self,
+        scope: Scope,
+        raw_path: bytes,
+        method: str,
+        head: _Head,
+        body: bytes,
+        request_id: str,
+        started: float,
+        received_ms: int,
+    ) -> Reply:
+        """Publish the request and wait for its one answer."""
+        timeout_s = self._settings.request_timeout_s
+        deadline_ms = received_ms + int(timeout_s * 1000)
+        ticket = ""
+        if len(body) > self._fabric.settings.claim_check_bytes:
+            ticket = await self._fabric.bodies.put(request_id, body)
+            body = b""
+        client = scope.get("client")
+        descriptor = RequestDescriptor(
+            PROTOCOL,
+            request_id,
+            self._reply_to,
+            deadline_ms,
+            received_ms,
+            method,
+            raw_path.decode("ascii"),
+            head.priority,
+            head.version,
+            None,
+            scope["query_string"].decode("latin-1"),
+            head.pairs,
+            body,
+            ticket,
+            client[0] if client else "",
+            head.traceparent,
+            head.flags,
+            head.idempotency_key,
+        )
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        pending = _Pending(request_id, started + timeout_s, deadline_ms, future)
+        connection = scope.get("gati.connection")
+        self._in_flight[request_id] = pending
+        try:
+            self._publisher.publish(self._req_subjects[head.priority], encode(descriptor), self._on_published, pending)
+            if connection is not None:
+                connection.on_gone = lambda: self._client_gone(pending)
+            return await future
+        finally:
+            del self._in_flight[request_id]
+            if connection is not None:
+                connection.on_gone = None
+
+    async def _read_body(self, head: _Head, receive: Receive) -> bytes:
+        limit = self._settings.max_body_bytes
+        if head.content_length > limit:
+            raise ContentTooLarge(f"a body of {head.content_length} bytes exceeds the limit of {limit}")
+        message = await receive()  # the usual case: the body came with the head, or right behind it
+        if not message.get("more_body") and message["type"] == "http.request":
+            whole: bytes = message["body"]
+            if len(whole) > limit:
+                raise ContentTooLarge(f"a body of {len(whole)} bytes exceeds the limit of {limit}")
+            return whole
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                while True:
+                    if message["type"] != "http.request":
+                        raise ClientGone("the client left before it had sent the body")
+                    parts.append(message["body"])
+                    size += len(message["body"])
+                    if size > limit:
+                        raise ContentTooLarge(f"the body exceeds the limit of {limit} bytes")
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+                    message = await receive()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"the body was not complete after {self._settings.body_timeout_s:g} s"
+            ) from None
+
+    def _refusal(self, error: GatiError, request_id: str) -> tuple[int, HeaderPairs, bytes]:
+        self.recorder.error(error.code)
+        status, headers, body = problem_parts(error, request_id)
+        if isinstance(error, (ContentTooLarge, RequestTimeout, ShuttingDown)):
+            headers.append(("connection", "close"))  # the rest of the body is not worth reading
+        return status, headers, body
+
+    # -- what comes back ------------------------------------------------------------------------
+
+    def _on_reply(self, _subject: bytes, _reply: bytes, data: bytes, _headers: bytes | None) -> None:
+        try:
+            reply = decode_reply(data)
+        except MalformedReply as exc:
+            self.recorder.error(exc.code)
+            log.error("reply_refused", error=str(exc))
+            return
+        pending = self._in_flight.get(reply.request_id)
+        if pending is None or pending.future.done():
+            self.recorder.stats.late_replies += 1
+            return
+        pending.future.set_result(reply)
+
+    def _on_published(self, pending: _Pending, error: GatiError | None) -> None:
+        if error is None or pending.future.done():
+            return
+        if isinstance(error, PublishUnconfirmed):
+            self._cancel(pending, "unconfirmed")  # it may be stored after all: nobody waits for it
+        _fail(pending, error)
+
+    def _client_gone(self, pending: _Pending) -> None:
+        if not pending.future.done():
+            self._cancel(pending, "client_gone")
+            _fail(pending, ClientGone("the client closed the connection"))
+
+    def _sweep(self, now: float) -> None:
+        # All requests have the same time limit, so the table's order is the order of deadlines.
+        for pending in list(self._in_flight.values()):
+            if pending.deadline > now:
+                break
+            if not pending.future.done():
+                self._cancel(pending, "deadline")
+                _fail(pending, DeadlineExceeded(f"no answer within {self._settings.request_timeout_s:g} s"))
+
+    def _cancel(self, pending: _Pending, reason: str) -> None:
+        self.recorder.stats.cancelled += 1
+        cancel = Cancel(PROTOCOL, pending.request_id, reason, pending.deadline_ms)
+        try:
+            self._connection.publish_now(self._cancel_subject, encode(cancel))
+        except GatiError as exc:
+            log.debug("cancel_not_sent", request_id=pending.request_id, error=str(exc))
+
+
+def _fail(pending: _Pending, error: GatiError) -> None:
+    if not pending.future.done():
+        pending.future.set_exception(error)
+
+
+def _read_head(raw: list[tuple[bytes, bytes]]) -> _Head:
+    head = _Head()
+    pairs = head.pairs
+    for raw_name, raw_value in raw:
+        name = raw_name.decode("latin-1")
+        value = raw_value.decode("latin-1")
+        if name in _READ_HERE:
+            if name == "content-length":
+                head.content_length = int(value)
+                head.has_body = head.content_length > 0
+            elif name == "transfer-encoding":
+                head.has_body = True
+                continue
+            elif name in _HOP_BY_HOP:
+                continue
+            elif name in _VERSION_NAMES:
+                head.version = value if name == "x-gati-version" or not head.version else head.version
+            elif name in ("x-gati-flags", "x-flags"):
+                head.flags = [flag for part in value.split(",")[:32] if (flag := part.strip().lower())]
+            elif name in ("x-gati-priority", "x-priority"):
+                head.priority = _priority(value)
+            elif name == "x-request-id":
+                # Theirs is for correlation; ours is unique and goes by this name everywhere.
+                name = "x-client-request-id"
+            elif name == "traceparent":
+                head.traceparent = value
+            elif name == "idempotency-key":
+                head.idempotency_key = value
+        pairs.append((name, value))
+    return head
+
+
+def _priority(value: str) -> int:
+    try:
+        return min(10, max(0, int(value)))
+    except ValueError:
+        return _DEFAULT_PRIORITY
+
+
+async def _answer(send: Send, status: int, headers: HeaderPairs, body: bytes, request_id: str) -> None:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    raw.append((b"x-request-id", request_id.encode()))
+    if status not in _NO_BODY:
+        raw.append((b"content-length", b"%d" % len(body)))
+    else:
+        body = b""
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,111 @@
+"""uvicorn's HTTP protocol with limits on the head, problem details for malformed requests, and a
+word to the application when the client goes away.
+
+The limits have to be here: an application only sees a request once its whole head is in memory.
+"""
+
+from __future__ import annotations
+
+from asyncio import TimerHandle
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gati_core.errors import GatiError, HeadersTooLarge, RequestError, RequestTimeout
+from gati_core.ids import new_request_id
+from gati_core.wire import problem_parts
+from gati_ingress.settings import IngressSettings
+
+
+class _Refused(Exception):
+    """Stops the parser; the reason is in `_refusal`."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One client connection. Subclass it with `settings` bound: see `guarded_protocol`."""
+
+    settings: IngressSettings
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.on_gone: Callable[[], None] | None = None
+        """Set by the application while a request waits; called once if the client leaves."""
+        self._head_bytes = 0
+        self._is_head_open = False
+        self._head_timer: TimerHandle | None = None
+        self._refusal: GatiError | None = None
+        self._max_head = self.settings.max_head_bytes
+        self._max_headers = self.settings.max_headers
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_head_open and self._refusal is None and self.parser is not None:
+            if self._head_bytes > self._max_head:
+                self._refuse(HeadersTooLarge(f"the request head exceeds {self._max_head} bytes"))
+            elif self._head_timer is None:
+                self._head_timer = self.loop.call_later(self.settings.head_timeout_s, self._head_too_slow)
+
+    def on_message_begin(self) -> None:
+        self._is_head_open = True
+        super().on_message_begin()
+        self.scope["gati.connection"] = self  # type: ignore[typeddict-unknown-key]
+
+    def on_headers_complete(self) -> None:
+        self._is_head_open = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        if len(self.headers) > self._max_headers:
+            self._refusal = HeadersTooLarge(f"{len(self.headers)} headers exceed the limit of {self._max_headers}")
+            raise _Refused
+        if self._head_bytes > self._max_head:
+            # What arrived may include the body: only now is it worth counting the head alone.
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self._max_head:
+                self._refusal = HeadersTooLarge(f"a request head of {size} bytes exceeds {self._max_head}")
+                raise _Refused
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        gone, self.on_gone = self.on_gone, None
+        super().connection_lost(exc)
+        if gone is not None:
+            gone()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._refusal or RequestError("the bytes received are no valid HTTP/1.1 request"))
+
+    def _head_too_slow(self) -> None:
+        self._head_timer = None
+        if self._is_head_open and not self.transport.is_closing():
+            self._refuse(RequestTimeout(f"the request head was not complete after {self.settings.head_timeout_s:g} s"))
+
+    def _refuse(self, error: GatiError) -> None:
+        self._refusal = error
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
+            self.transport.close()  # in the middle of another answer: nothing sensible can be sent
+            return
+        request_id = new_request_id()
+        status, headers, body = problem_parts(error, request_id)
+        lines = [STATUS_LINE[status]]
+        headers += [("x-request-id", request_id), ("content-length", str(len(body))), ("connection", "close")]
+        lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in headers]
+        self.transport.write(b"".join([*lines, b"\r\n", body]))
+        self.transport.close()
+
+
+def guarded_protocol(settings: IngressSettings) -> type[GuardedProtocol]:
+    """The protocol class with these settings, as uvicorn wants it: a class, not an instance."""
+    return type("GuardedProtocol", (GuardedProtocol,), {"settings": settings})

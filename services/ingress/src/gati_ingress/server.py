@@ -1,0 +1,85 @@
+"""One ingress process: the fabric, the application, and uvicorn on a socket that is already bound."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from gati_core.fabric import open_fabric
+from gati_core.settings import FabricSettings
+from gati_ingress.app import Ingress
+from gati_ingress.protocol import guarded_protocol
+from gati_ingress.settings import IngressSettings
+
+log = structlog.get_logger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells the application first when a signal asks it to leave."""
+
+    def __init__(self, config: uvicorn.Config, ingress: Ingress) -> None:
+        super().__init__(config)
+        self._ingress = ingress
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        log.info("ingress_draining", signal=signal.Signals(sig).name, in_flight=self._ingress.in_flight)
+        self._ingress.begin_drain()
+        super().handle_exit(sig, frame)
+
+
+def bind(settings: IngressSettings) -> socket.socket:
+    """A listening socket on the configured address.
+
+    Raises:
+        OSError: the address cannot be had; `errno` says why.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((settings.host, settings.port))
+        sock.listen(settings.backlog)
+        sock.set_inheritable(True)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+async def serve(
+    settings: IngressSettings, fabric_settings: FabricSettings, sock: socket.socket, *, shared_stats: str = ""
+) -> None:
+    """Serve until SIGINT or SIGTERM, then leave in order: readiness, accepting, requests, broker."""
+    async with open_fabric(fabric_settings, name="gati-ingress") as fabric:
+        ingress = Ingress(settings=settings, fabric=fabric, shared_stats=shared_stats)
+        await ingress.start()
+        config = uvicorn.Config(
+            ingress,  # type: ignore[arg-type]
+            loop="uvloop",
+            http=guarded_protocol(settings),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=max(1, int(settings.drain_grace_s)),
+            backlog=settings.backlog,
+        )
+        server = _Server(config, ingress)
+        ingress.operations.connections = lambda: len(server.server_state.connections)
+        ingress.operations.in_flight = lambda: ingress.in_flight
+        address = sock.getsockname()
+        log.info("ingress_started", ingress=ingress.id, address=f"{address[0]}:{address[1]}")
+        try:
+            await server.serve(sockets=[sock])
+        finally:
+            await ingress.aclose()
+    total = sum(route.count for route in ingress.recorder.stats.routes.values())
+    log.info("ingress_stopped", ingress=ingress.id, answered=total)

@@ -1,0 +1,341 @@
+"""The router's wiring: pull requests, decide, hand over, and only then acknowledge.
+
+Everything for one request happens in callbacks on the read loop (ADR-0004); tasks exist only for
+what is rare: dead letters and waiting for a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from gati_core.errors import (
+    Backpressure,
+    BrokerUnavailable,
+    GatiError,
+    MalformedDescriptor,
+    MessageTooLarge,
+    NoLiveWorker,
+    PoisonMessage,
+    PublishRefused,
+    RequestError,
+    TransientError,
+)
+from gati_core.fabric import Delivery, Fabric, KvBucket, KvView, PullConsumer
+from gati_core.fabric.topology import MAX_ATTEMPTS, REQ_ACK_WAIT_S
+from gati_core.manifests import RouterBeat
+from gati_core.wire import LANES, PROTOCOL, RoutingView, WorkItem, decode_cancel, decode_routing, encode, problem_reply
+from gati_router.advisories import AdvisoryMover
+from gati_router.catalogue import Catalogue, Target
+from gati_router.settings import RouterSettings
+
+log = structlog.get_logger(__name__)
+
+_SUBJECT = re.compile(r"[!-~]{1,256}")
+_LANE_SHARE = {"high": 0.5, "normal": 0.375, "low": 0.125}
+"""Of the router's slots. A saturated router serves urgent lanes first and still serves the others."""
+_REMEMBER_CANCELS = 10_000
+
+
+class RouterStats(msgspec.Struct):
+    """Plain counters, read by the heartbeat and by tests."""
+
+    received: int = 0
+    routed: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    dead: int = 0
+    naked: int = 0
+    parked: int = 0
+
+
+class _Parked:
+    __slots__ = ("delivery", "leased_at", "until", "view")
+
+    def __init__(self, delivery: Delivery, view: RoutingView, until: float, leased_at: float) -> None:
+        self.delivery = delivery
+        self.view = view
+        self.until = until
+        self.leased_at = leased_at
+
+
+class Router:
+    """One router process. `start`, then `drain`."""
+
+    def __init__(self, *, settings: RouterSettings, fabric: Fabric, router_id: str) -> None:
+        self._settings = settings
+        self._fabric = fabric
+        self._connection = fabric.connection
+        self._publisher = fabric.publisher
+        self.id = router_id
+        self.stats = RouterStats()
+        self._loop = asyncio.get_running_loop()
+        self.catalogue = Catalogue(fabric.subjects, worker_ttl_s=settings.worker_ttl_s, now=self._loop.time)
+        self._consumers: list[PullConsumer] = []
+        self._views: list[KvView] = []
+        self._parked: dict[str, _Parked] = {}
+        self._cancelled: dict[str, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
+        self._mover = AdvisoryMover(fabric)
+        self._is_draining = False
+        self._beat_at = 0.0
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Read the catalogue, then begin to pull.
+
+        Raises:
+            BrokerUnavailable: the buckets could not be read.
+        """
+        subjects = self._fabric.subjects
+        self._views = [
+            KvView(self._connection, subjects.manifests_bucket, on_change=self.catalogue.manifest_changed),
+            KvView(self._connection, subjects.pools_bucket, on_change=self.catalogue.pool_changed),
+        ]
+        for view in self._views:
+            await view.start()
+        self.catalogue.on_change(self._retry_parked)
+        self._cancel_subscription = await self._connection.subscribe(subjects.cancel_any, self._on_cancel)
+        for lane in LANES:
+            consumer = PullConsumer(
+                self._connection,
+                stream=subjects.req_stream,
+                durable=subjects.lane_consumer(lane),
+                capacity=max(1, int(self._settings.max_in_flight * _LANE_SHARE[lane])),
+                on_delivery=self._on_delivery,
+            )
+            self._consumers.append(consumer)
+        for consumer in self._consumers:
+            await consumer.start()
+        await self._mover.start()
+        self._connection.on_tick(self._tick)
+        self._connection.on_up(self.catalogue.reprieve)
+        await self._beat()
+
+    async def drain(self, *, grace_s: float) -> None:
+        """Ask for nothing more, finish what is in flight, give back the rest, say goodbye."""
+        self._is_draining = True
+        self._connection.off(self._tick)
+        for consumer in self._consumers:
+            await consumer.stop_pulling()
+        await self._mover.stop()
+        for parked in list(self._parked.values()):
+            parked.delivery.nak()
+        self._parked.clear()
+        try:
+            async with asyncio.timeout(grace_s):
+                for consumer in self._consumers:
+                    await consumer.wait_idle()
+                while self._tasks:
+                    await asyncio.wait(list(self._tasks))
+        except TimeoutError:
+            log.warning("drain_incomplete", in_flight=sum(consumer.busy for consumer in self._consumers))
+        for task in list(self._tasks):
+            task.cancel()
+        for view in self._views:
+            await view.aclose()
+        try:
+            await self._members.delete(self._fabric.subjects.member_key("router", self.id))
+        except TransientError as exc:
+            log.debug("goodbye_failed", error=str(exc))
+
+    # -- one request --------------------------------------------------------------------------
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        stats = self.stats
+        stats.received += 1
+        try:
+            view = decode_routing(delivery.data, subject=delivery.subject.decode())
+            if _SUBJECT.fullmatch(view.reply_to) is None:
+                raise MalformedDescriptor(f"the reply subject {view.reply_to[:80]!r} is no subject")
+        except MalformedDescriptor as exc:
+            self._give_up(delivery, exc, None)
+            return
+        if view.deadline_ms <= time.time() * 1000:
+            stats.expired += 1
+            delivery.ack()  # the client has had its 504; running it now would surprise everybody
+            return
+        if view.request_id in self._cancelled:
+            stats.cancelled += 1
+            delivery.ack()
+            return
+        if delivery.attempt > MAX_ATTEMPTS:
+            self._give_up(delivery, PoisonMessage(f"routed {delivery.attempt - 1} times without success"), view)
+            return
+        self._route(delivery, view)
+
+    def _route(self, delivery: Delivery, view: RoutingView) -> None:
+        try:
+            target, params = self.catalogue.table.match(view.method, view.path)
+        except RequestError as exc:
+            self._refuse(delivery, view, exc)
+            return
+        if not target.is_live:
+            self._park(delivery, view, target)
+            return
+        work = WorkItem(
+            PROTOCOL,
+            view.request_id,
+            view.reply_to,
+            view.deadline_ms,
+            target.handler,
+            target.mode,
+            msgspec.Raw(delivery.data),
+            params,
+            time.time_ns() // 1_000_000,
+        )
+        delivery.context = view
+        # A router that dies between this publish and the ack of the request leaves a redelivery
+        # behind; for handlers that must not run twice the stream drops it by the request's id.
+        message_id = view.request_id if target.is_once else ""
+        try:
+            self._publisher.publish(target.subject, encode(work), self._on_published, delivery, message_id=message_id)
+        except GatiError as exc:
+            self._on_published(delivery, exc)
+
+    def _on_published(self, delivery: Delivery, error: GatiError | None) -> None:
+        if error is None:
+            self.stats.routed += 1
+            delivery.ack()
+        elif isinstance(error, (BrokerUnavailable, MessageTooLarge, PublishRefused)):
+            self._settle_failure(delivery, error)
+        elif isinstance(error, Backpressure):
+            self._refuse(delivery, delivery.context, Backpressure("the handler's queue is full", cause=str(error)))
+        else:
+            self._settle_failure(delivery, error)
+
+    def _settle_failure(self, delivery: Delivery, error: GatiError) -> None:
+        if isinstance(error, TransientError):
+            # Unconfirmed or away: try again soon; the deadline decides how often.
+            self.stats.naked += 1
+            delivery.nak(delay_s=0.1 * delivery.attempt)
+        else:
+            self._give_up(delivery, error, delivery.context)
+
+    def _refuse(self, delivery: Delivery, view: RoutingView, error: GatiError) -> None:
+        """Answer the client ourselves; the request ends here."""
+        self.stats.refused += 1
+        self._connection.publish_or_hold(view.reply_to.encode(), encode(problem_reply(error, view.request_id)))
+        delivery.ack()
+
+    # -- nobody there -------------------------------------------------------------------------
+
+    def _park(self, delivery: Delivery, view: RoutingView, target: Target) -> None:
+        now = self._loop.time()
+        left_s = view.deadline_ms / 1000 - time.time()
+        wait_s = min(self._settings.no_worker_wait_s, left_s - 0.2)
+        if self._is_draining:
+            delivery.nak()
+        elif wait_s <= 0 or len(self._parked) >= self._settings.max_parked:
+            self._refuse(delivery, view, NoLiveWorker(f"no live worker serves {target.path}"))
+        else:
+            self.stats.parked += 1
+            self._parked[view.request_id] = _Parked(delivery, view, now + wait_s, now)
+
+    def _retry_parked(self) -> None:
+        waiting, self._parked = self._parked, {}
+        for request_id, parked in waiting.items():
+            try:
+                target, _ = self.catalogue.table.match(parked.view.method, parked.view.path)
+            except RequestError as exc:
+                self._refuse(parked.delivery, parked.view, exc)
+                continue
+            if target.is_live:
+                self._route(parked.delivery, parked.view)
+            else:
+                self._parked[request_id] = parked
+
+    # -- giving up ----------------------------------------------------------------------------
+
+    def _give_up(self, delivery: Delivery, error: GatiError, view: RoutingView | None) -> None:
+        """Dead letter, answer, and only then term: a crash in between repeats, never loses."""
+        self.stats.dead += 1
+        self._spawn(self._bury(delivery, error, view))
+
+    async def _bury(self, delivery: Delivery, error: GatiError, view: RoutingView | None) -> None:
+        try:
+            await self._fabric.dead_letters.bury(
+                stage="req",
+                pool="-",
+                subject=delivery.subject.decode(errors="replace"),
+                data=delivery.data,
+                error=error,
+                attempts=delivery.attempt,
+                request_id=view.request_id if view else "",
+                headers=delivery.header_fields(),
+            )
+        except TransientError as exc:
+            log.warning("dead_letter_delayed", error=str(exc))
+            delivery.nak(delay_s=1.0)
+            return
+        if view is not None:
+            self._connection.publish_or_hold(view.reply_to.encode(), encode(problem_reply(error, view.request_id)))
+        delivery.term()
+        log.error("request_dead_lettered", subject=delivery.subject.decode(errors="replace"), error=str(error))
+
+    # -- around it ----------------------------------------------------------------------------
+
+    def _on_cancel(self, _subject: bytes, _reply: bytes, data: bytes, _headers: bytes | None) -> None:
+        try:
+            cancel = decode_cancel(data)
+        except GatiError as exc:
+            log.warning("cancel_refused", error=str(exc))
+            return
+        parked = self._parked.pop(cancel.request_id, None)
+        if parked is not None:
+            self.stats.cancelled += 1
+            parked.delivery.ack()
+            return
+        # Remembered only while the request may still be waiting in the stream.
+        if len(self._cancelled) >= _REMEMBER_CANCELS:
+            del self._cancelled[next(iter(self._cancelled))]
+        self._cancelled[cancel.request_id] = None
+
+    def _tick(self, now: float) -> None:
+        if self._parked:
+            for request_id, parked in list(self._parked.items()):
+                if parked.until <= now:
+                    del self._parked[request_id]
+                    self._refuse(
+                        parked.delivery, parked.view, NoLiveWorker(f"no live worker serves {parked.view.path[:200]}")
+                    )
+                elif now - parked.leased_at > REQ_ACK_WAIT_S / 3:
+                    parked.leased_at = now
+                    parked.delivery.in_progress()
+        if self._connection.is_up:
+            self.catalogue.expire()
+        else:
+            self.catalogue.reprieve()
+        if now - self._beat_at > self._settings.heartbeat_s:
+            self._beat_at = now
+            self._spawn(self._beat())
+
+    async def _beat(self) -> None:
+        self._beat_at = self._loop.time()
+        beat = RouterBeat(router=self.id, host=socket.gethostname(), pid=os.getpid(), routed=self.stats.routed)
+        ttl_s = max(2, int(self._settings.heartbeat_s * 4))
+        try:
+            key = self._fabric.subjects.member_key("router", self.id)
+            await self._members.put(key, msgspec.json.encode(beat), ttl_s=ttl_s)
+        except TransientError as exc:
+            log.warning("heartbeat_failed", error=str(exc))
+            return
+        if self._settings.health_file:
+            Path(self._settings.health_file).touch()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

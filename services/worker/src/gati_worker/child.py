@@ -1,0 +1,130 @@
+"""One child process, as its supervisor sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import anyio
+import msgspec
+import structlog
+
+from gati_core.settings import FabricSettings
+from gati_worker.ledger import CrashLedger, LedgerEntry
+from gati_worker.packages import PackageSpec
+from gati_worker.runner import Assignment, Status
+from gati_worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+
+class Child:
+    """A `gati_worker.runner` process: spare until assigned, then one package's worker."""
+
+    def __init__(self, process: asyncio.subprocess.Process, status: asyncio.StreamReader, status_fd: int) -> None:
+        self._process = process
+        self._status = status
+        self._status_fd = status_fd
+        self._ledger_path: Path | None = None
+        self._slots = 0
+        self.ready: Status | None = None
+        self.is_leaving = False
+
+    @classmethod
+    async def spawn(cls) -> Child:
+        """Start a child that imports what it will need and then waits for its assignment."""
+        read_fd, write_fd = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "gati_worker.runner",
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=(write_fd,),
+            )
+        finally:
+            os.close(write_fd)
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb"))
+        return cls(process, reader, write_fd)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.returncode is None
+
+    async def assign(self, spec: PackageSpec, settings: WorkerSettings, fabric: FabricSettings) -> Status:
+        """Hand it a package; returns what it says: ready, or why not."""
+        fd, name = tempfile.mkstemp(prefix=f"gati-{spec.name}-", suffix=".ledger")
+        os.close(fd)
+        self._ledger_path = Path(name)
+        self._slots = settings.max_in_flight * 2
+        assignment = Assignment(spec=spec, settings=settings, fabric=fabric, ledger=name, status_fd=self._status_fd)
+        assert self._process.stdin is not None
+        status = Status(event="failed", error="the worker process ended before it was ready")
+        try:
+            self._process.stdin.write(msgspec.json.encode(assignment) + b"\n")
+            await self._process.stdin.drain()
+            with anyio.move_on_after(settings.ready_within_s) as limit:
+                line = await self._status.readline()
+                if line:
+                    status = msgspec.json.decode(line, type=Status)
+            if limit.cancelled_caught:
+                status.error = f"the worker was not ready within {settings.ready_within_s:g} s (does an import hang?)"
+        except (OSError, msgspec.DecodeError) as exc:
+            status.error = f"the worker process could not be started: {exc!r}"
+        if status.event == "ready":
+            self.ready = status
+        return status
+
+    async def wait(self) -> int:
+        """Wait for its end; returns the exit code (negative: the signal that ended it)."""
+        return await self._process.wait()
+
+    async def drain(self, *, within_s: float) -> None:
+        """Ask it to leave; kill it if it does not within `within_s`."""
+        self.is_leaving = True
+        if self.is_alive:
+            try:
+                self._process.send_signal(signal.SIGTERM)
+                with anyio.move_on_after(within_s):
+                    await self._process.wait()
+            except ProcessLookupError:
+                pass
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End it now, if it has not ended."""
+        self.is_leaving = True
+        if self.is_alive:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                pass
+            log.warning("worker_killed", pid=self.pid)
+        await self._process.wait()
+
+    def unfinished(self) -> list[LedgerEntry]:
+        """What it had started and not answered; for after its end."""
+        if self._ledger_path is None or not self._ledger_path.exists():
+            return []
+        ledger = CrashLedger(self._ledger_path, self._slots)
+        try:
+            return ledger.entries()
+        finally:
+            ledger.close()
+
+    def forget(self) -> None:
+        """Remove its ledger."""
+        if self._ledger_path is not None:
+            self._ledger_path.unlink(missing_ok=True)

@@ -1,0 +1,263 @@
+"""The child process: loads one package, announces it, runs its work, leaves in order.
+
+Started by the supervisor, which writes one `Assignment` as a JSON line to standard input and reads
+`Status` lines from the file descriptor named in it. The end of standard input means that the
+supervisor is gone; SIGTERM means drain. Everything is imported before the assignment is read, so
+that a child started ahead of time takes over within milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import msgspec
+import structlog
+import uvloop
+
+from gati_core import App
+from gati_core.contexts import GlobalContext, Instance
+from gati_core.errors import GatiError, TransientError
+from gati_core.fabric import Fabric, KvBucket, PullConsumer, open_fabric
+from gati_core.ids import new_instance_id
+from gati_core.manifests import PoolManifest, WorkerAnnouncement, pool_name
+from gati_core.observe import set_up_logging
+from gati_core.settings import FabricSettings
+from gati_worker.execution import Executor
+from gati_worker.ledger import CrashLedger
+from gati_worker.packages import LoadError, PackageSpec, fingerprint, load
+from gati_worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+
+class Assignment(msgspec.Struct, kw_only=True):
+    """What the supervisor asks of a child."""
+
+    spec: PackageSpec
+    settings: WorkerSettings
+    fabric: FabricSettings
+    ledger: str
+    status_fd: int
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """What a child tells its supervisor."""
+
+    event: Literal["ready", "failed"]
+    pool: str = ""
+    worker: str = ""
+    routes: list[str] = []
+    error: str = ""
+    where: str = ""
+    excerpt: str = ""
+
+
+class Runner:
+    """One package in this process. `start`, then `drain`."""
+
+    def __init__(
+        self, *, app: App, pool: str, version: str, settings: WorkerSettings, fabric: Fabric, ledger: CrashLedger
+    ) -> None:
+        self.app = app
+        self.pool = pool
+        self.id = new_instance_id()
+        self._version = version
+        self._settings = settings
+        self._fabric = fabric
+        self._ledger = ledger
+        self._started_ms = time.time_ns() // 1_000_000
+        self._manifest = PoolManifest(app=app.name, pool=pool, version=version, handlers=[])
+        self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
+        self._consumers: list[PullConsumer] = []
+        self._state: Literal["ready", "draining"] = "ready"
+        self._beat_at = 0.0
+        self._beats: asyncio.Task[None] | None = None
+        self._executor: Executor | None = None
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the handlers; there after `start`."""
+        assert self._executor is not None, "start() first"
+        return self._executor
+
+    async def start(self) -> None:
+        """Prepare buckets and consumers, begin to pull, and announce this worker.
+
+        Raises:
+            GatiError: the broker or the topology does not allow it.
+        """
+        subjects, connection = self._fabric.subjects, self._fabric.connection
+        handlers = [handler.manifest for handler in self.app.handlers.values()]
+        buckets = {}
+        for name in self.app.buckets:
+            await self._fabric.topology.ensure_bucket(subjects.app_bucket(name))
+            buckets[name] = KvBucket(connection, subjects.app_bucket(name))
+        durables = await self._fabric.topology.ensure_pool(self.pool, {each.id: each.mode for each in handlers})
+        instance = Instance(self.id, self.app.name, self.pool, socket.gethostname(), self._started_ms)
+        self._executor = Executor(
+            app=self.app,
+            pool=self.pool,
+            fabric=self._fabric,
+            gctx=GlobalContext(instance, buckets=buckets),
+            ledger=self._ledger,
+            threads=self._settings.threads,
+        )
+        for subject in (subjects.cancel_any, subjects.cancel(self.pool)):
+            await connection.subscribe(subject, self._executor.on_cancel)
+        self._manifest = await self._publish_manifest(
+            PoolManifest(
+                app=self.app.name,
+                pool=self.pool,
+                version=self._version,
+                handlers=handlers,
+                published_ms=self._started_ms,
+            )
+        )
+        for durable in durables.values():
+            consumer = PullConsumer(
+                connection,
+                stream=subjects.work_stream,
+                durable=durable,
+                capacity=self._settings.max_in_flight,
+                on_delivery=self._executor.on_delivery,
+            )
+            self._consumers.append(consumer)
+            await consumer.start()
+        await self._announce()
+        connection.on_tick(self._tick)
+
+    async def _publish_manifest(self, manifest: PoolManifest) -> PoolManifest:
+        """Make this the app's newest version, unless it is already: then keep its date.
+
+        Workers of one version must agree on its date, or each restart would look like a release.
+        """
+        bucket = KvBucket(self._fabric.connection, self._fabric.subjects.manifests_bucket)
+        key = f"current.{self.app.name}"
+        known = await bucket.get(key)
+        if known is not None:
+            try:
+                current = msgspec.json.decode(known.value, type=PoolManifest)
+            except msgspec.DecodeError:
+                current = None
+            if current is not None and current.pool == manifest.pool:
+                return current
+        await bucket.put(key, msgspec.json.encode(manifest))
+        return manifest
+
+    async def drain(self) -> None:
+        """Say so, take nothing more, finish what runs, say goodbye."""
+        self._fabric.connection.off(self._tick)
+        self._state = "draining"
+        try:
+            await self._announce()
+            for consumer in self._consumers:
+                await consumer.stop_pulling()
+        except TransientError as exc:
+            log.warning("goodbye_failed", error=str(exc))
+        self._fabric.connection.on_tick(self.executor.tick)
+        await self.executor.drain(grace_s=self._settings.drain_grace_s)
+        self._fabric.connection.off(self.executor.tick)
+        try:
+            await self._members.delete(self._key)
+        except TransientError as exc:
+            log.debug("goodbye_failed", error=str(exc))
+
+    @property
+    def _key(self) -> str:
+        return self._fabric.subjects.member_key("worker", self.pool, self.id)
+
+    def _tick(self, now: float) -> None:
+        self.executor.tick(now)
+        if now - self._beat_at > self._settings.heartbeat_s and (self._beats is None or self._beats.done()):
+            self._beat_at = now
+            self._beats = asyncio.get_running_loop().create_task(self._announce_quietly())
+
+    async def _announce_quietly(self) -> None:
+        try:
+            await self._announce()
+        except TransientError as exc:
+            log.warning("heartbeat_failed", error=str(exc))
+
+    async def _announce(self) -> None:
+        stats = self.executor.stats
+        announcement = WorkerAnnouncement(
+            worker=self.id,
+            manifest=self._manifest,
+            state=self._state,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_ms=self._started_ms,
+            in_flight=self.executor.in_flight,
+            capacity=self._settings.max_in_flight,
+            handled=stats.replied,
+            failed=stats.failed,
+        )
+        ttl_s = max(2, int(self._settings.heartbeat_s * 4))
+        await self._members.put(self._key, msgspec.json.encode(announcement), ttl_s=ttl_s)
+
+
+async def _run(assignment: Assignment, app: App, pool: str) -> None:
+    ledger = CrashLedger(Path(assignment.ledger), assignment.settings.max_in_flight * 2)
+    leave = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, leave.set)
+    # Ctrl-C goes to the whole process group; the supervisor decides when we leave.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    loop.add_reader(sys.stdin.fileno(), leave.set)  # end of file: the supervisor is gone
+    name = f"gati-worker {assignment.spec.name}"
+    async with open_fabric(assignment.fabric, name=name, ensure=False) as fabric:
+        runner = Runner(
+            app=app,
+            pool=pool,
+            version=assignment.spec.version,
+            settings=assignment.settings,
+            fabric=fabric,
+            ledger=ledger,
+        )
+        await runner.start()
+        routes = [f"{','.join(h.manifest.methods)} {h.manifest.path}" for h in app.handlers.values()]
+        _tell(assignment.status_fd, Status(event="ready", pool=pool, worker=runner.id, routes=routes))
+        await leave.wait()
+        loop.remove_reader(sys.stdin.fileno())
+        with anyio.move_on_after(assignment.settings.drain_grace_s + 5):
+            await runner.drain()
+    ledger.close()
+
+
+def _tell(fd: int, status: Status) -> None:
+    try:
+        os.write(fd, msgspec.json.encode(status) + b"\n")
+    except OSError as exc:  # the supervisor is gone; standard input says so as well
+        log.debug("status_not_sent", error=repr(exc))
+
+
+def main() -> None:
+    """Entry point of the child: exit code 0 after a drain, 3 when the package could not be started."""
+    line = sys.stdin.buffer.readline()
+    if not line.strip():
+        return  # a spare that was not needed
+    assignment = msgspec.json.decode(line, type=Assignment)
+    settings = assignment.settings
+    set_up_logging(service=f"worker/{assignment.spec.name}", level=settings.log_level, log_format=settings.log_format)
+    try:
+        app = load(assignment.spec)
+        pool = pool_name(app.name, fingerprint(assignment.spec))
+        uvloop.run(_run(assignment, app, pool))
+    except LoadError as exc:
+        _tell(assignment.status_fd, Status(event="failed", error=str(exc), where=exc.where, excerpt=exc.excerpt))
+        sys.exit(3)
+    except GatiError as exc:
+        _tell(assignment.status_fd, Status(event="failed", error=str(exc)))
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

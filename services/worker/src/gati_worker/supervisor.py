@@ -1,0 +1,256 @@
+"""The supervisor: one child per package, restarted after a crash, replaced after a change.
+
+It never imports user code, and it answers for children that cannot: what a crashed child had
+started at most once gets its 502 at once, and what may run again is given back to the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import anyio
+import structlog
+import watchfiles
+
+from gati_core.errors import TransientError, WorkerCrashed
+from gati_core.fabric import Fabric, KvBucket
+from gati_core.wire import encode, problem_reply
+from gati_worker.child import Child
+from gati_worker.packages import PackageSpec
+from gati_worker.runner import Status
+from gati_worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+_QUICK_CRASH_S = 5.0
+
+
+class Supervisor:
+    """Hosts packages until `stop`.
+
+    Args:
+        watch: replace a package's child when its files change (packages with a `root` only).
+    """
+
+    def __init__(
+        self, *, settings: WorkerSettings, fabric: Fabric, specs: list[PackageSpec], watch: bool = False
+    ) -> None:
+        self._settings = settings
+        self._fabric = fabric
+        self._watch = watch
+        self._spare: asyncio.Task[Child] | None = None
+        self._hosted = [_Hosted(self, spec) for spec in specs]
+        self._stopping = asyncio.Event()
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Start everything and keep it running; returns after `stop`, with all children gone."""
+        tasks = [asyncio.create_task(hosted.run(), name=hosted.spec.name) for hosted in self._hosted]
+        if self._watch:
+            tasks += [asyncio.create_task(self._follow(hosted)) for hosted in self._hosted if hosted.spec.root]
+        tasks.append(asyncio.create_task(self._keep_healthy()))
+        try:
+            await self._stopping.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            within_s = self._settings.drain_grace_s + 6
+            await asyncio.gather(*(hosted.leave(within_s=within_s) for hosted in self._hosted))
+            if self._farewells:
+                await asyncio.wait(list(self._farewells), timeout=within_s)
+            if self._spare is not None:
+                await (await self._spare).kill()
+
+    def stop(self) -> None:
+        """Begin to leave."""
+        self._stopping.set()
+
+    async def kill(self) -> None:
+        """Leave now: a second signal."""
+        for hosted in self._hosted:
+            if hosted.current is not None:
+                await hosted.current.kill()
+
+    async def new_child(self) -> Child:
+        """A child to assign; in watch mode one that was started ahead of time."""
+        if not self._watch:
+            return await Child.spawn()
+        spare, self._spare = self._spare, None
+        child = await spare if spare is not None else await Child.spawn()
+        return child if child.is_alive else await Child.spawn()
+
+    def prepare_spare(self) -> None:
+        """Have the next child ready before it is needed."""
+        if self._watch and self._spare is None and not self._stopping.is_set():
+            self._spare = asyncio.create_task(Child.spawn())
+
+    def say_farewell(self, child: Child) -> None:
+        """Drain a replaced child in the background."""
+        task = asyncio.create_task(self._drain(child))
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)
+
+    async def _drain(self, child: Child) -> None:
+        await child.drain(within_s=self._settings.drain_grace_s + 6)
+        await self.settle_for(child, crashed=False)
+
+    async def settle_for(self, child: Child, *, crashed: bool) -> None:
+        """Answer and give back what a dead child left, and take its announcement down."""
+        unfinished = child.unfinished()
+        now_ms = time.time() * 1000
+        connection = self._fabric.connection
+        for entry in unfinished:
+            if not entry.is_once:
+                connection.publish_or_hold(entry.ack_subject, b"-NAK")
+            elif entry.deadline_ms > now_ms:
+                error = WorkerCrashed("the worker died while it ran this request; it is not run again")
+                connection.publish_or_hold(entry.reply_to.encode(), encode(problem_reply(error, entry.request_id)))
+        if unfinished:
+            once = sum(entry.is_once for entry in unfinished)
+            log.warning("requests_settled_for_child", answered=once, given_back=len(unfinished) - once)
+        child.forget()
+        if crashed and child.ready is not None:
+            members = KvBucket(connection, self._fabric.subjects.pools_bucket)
+            key = self._fabric.subjects.member_key("worker", child.ready.pool, child.ready.worker)
+            try:
+                await members.delete(key)
+            except TransientError as exc:
+                log.debug("announcement_not_removed", key=key, error=str(exc))
+
+    async def _follow(self, hosted: _Hosted) -> None:
+        root = Path(hosted.spec.root)
+        async for changes in watchfiles.awatch(root, debounce=200, step=20, watch_filter=_is_source):
+            names = sorted({Path(path).name for _, path in changes})
+            log.debug("package_changed", app=hosted.spec.name, files=names)
+            hosted.changed.set()
+
+    async def _keep_healthy(self) -> None:
+        while True:
+            if self._settings.health_file and all(hosted.is_healthy for hosted in self._hosted):
+                await anyio.Path(self._settings.health_file).touch()
+            await anyio.sleep(self._settings.heartbeat_s)
+
+    @property
+    def settings(self) -> WorkerSettings:
+        """What the children get as well."""
+        return self._settings
+
+    @property
+    def fabric(self) -> Fabric:
+        """The supervisor's own connection."""
+        return self._fabric
+
+    @property
+    def watches(self) -> bool:
+        """Whether children are replaced when files change."""
+        return self._watch
+
+
+class _Hosted:
+    """One package and the child that serves it."""
+
+    def __init__(self, supervisor: Supervisor, spec: PackageSpec) -> None:
+        self._supervisor = supervisor
+        self.spec = spec
+        self.current: Child | None = None
+        self.changed = asyncio.Event()
+        self._delay_s = supervisor.settings.restart_delay_s
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether a child serves this package now."""
+        return self.current is not None and self.current.is_alive
+
+    async def run(self) -> None:
+        """Keep one ready child; replace it when the package changes or it dies."""
+        while True:
+            started_at = time.monotonic()
+            if self.current is None and not await self._start():
+                await self._pause_before_retry()
+                continue
+            child = self.current
+            if child is None:
+                continue
+            death = asyncio.create_task(child.wait())
+            change = asyncio.create_task(self.changed.wait())
+            try:
+                await asyncio.wait({death, change}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                change.cancel()
+                if not death.done():
+                    death.cancel()
+            if not child.is_alive:
+                await self._mourn(child, lived_s=time.monotonic() - started_at)
+            elif self.changed.is_set():
+                await self._replace(child)
+
+    async def leave(self, *, within_s: float) -> None:
+        """Drain the child, if there is one."""
+        if self.current is not None:
+            await self.current.drain(within_s=within_s)
+            await self._supervisor.settle_for(self.current, crashed=True)
+
+    async def _start(self) -> bool:
+        self.changed.clear()
+        began = time.monotonic()
+        child = await self._supervisor.new_child()
+        try:
+            status = await child.assign(self.spec, self._supervisor.settings, self._supervisor.fabric.settings)
+            if status.event == "ready":
+                self.current = child
+        finally:
+            if self.current is not child:
+                await child.kill()
+                child.forget()
+        self._supervisor.prepare_spare()
+        took_ms = round((time.monotonic() - began) * 1000)
+        if status.event == "ready":
+            log.info("package_started", app=self.spec.name, pool=status.pool, pid=child.pid, took_ms=took_ms)
+            return True
+        self._report("package_failed", status)
+        return False
+
+    async def _replace(self, old: Child) -> None:
+        """Start the new code beside the old; the old leaves only when the new is ready."""
+        self.current = None
+        if await self._start():
+            log.info("package_reloaded", app=self.spec.name)
+            self._supervisor.say_farewell(old)
+        else:
+            self.current = old
+            log.warning("package_reload_refused", app=self.spec.name, still_serving=old.ready.pool if old.ready else "")
+
+    async def _mourn(self, child: Child, *, lived_s: float) -> None:
+        self.current = None
+        code = await child.wait()
+        if lived_s > _QUICK_CRASH_S:
+            self._delay_s = self._supervisor.settings.restart_delay_s
+        log.error("worker_crashed", app=self.spec.name, pid=child.pid, exit_code=code, lived_s=round(lived_s, 1))
+        await self._supervisor.settle_for(child, crashed=True)
+        await self._pause_before_retry(can_wait_for_change=False)
+
+    async def _pause_before_retry(self, *, can_wait_for_change: bool = True) -> None:
+        settings = self._supervisor.settings
+        if can_wait_for_change and self._supervisor.watches and self.spec.root:
+            await self.changed.wait()  # the same files would fail the same way
+            return
+        await anyio.sleep(self._delay_s)
+        self._delay_s = min(max(self._delay_s, 0.05) * 2, settings.restart_delay_max_s)
+
+    def _report(self, event: str, status: Status) -> None:
+        fields = {"app": self.spec.name, "error": status.error}
+        if status.where:
+            fields["where"] = status.where
+        if status.excerpt:
+            fields["exception"] = status.excerpt
+        log.error(event, **fields)
+
+
+def _is_source(_change: watchfiles.Change, path: str) -> bool:
+    file = Path(path)
+    if file.name != "pyproject.toml" and file.suffix != ".py":
+        return False
+    return not any(part.startswith(".") or part in ("__pycache__", "node_modules") for part in file.parts[-6:])
