@@ -231,9 +231,7 @@ async def test_a_held_message_that_is_too_large_does_not_keep_the_others_back(
     assert connection.health().dropped_messages == 1
 
 
-async def test_what_is_held_is_bounded_and_the_oldest_give_way(
-    own_fabric: Fabric, own_broker: EmbeddedBroker
-) -> None:
+async def test_what_is_held_is_bounded_and_the_oldest_give_way(own_fabric: Fabric, own_broker: EmbeddedBroker) -> None:
     connection = own_fabric.connection
     own_broker.kill()
     await eventually(lambda: not connection.is_up, within_s=2)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
-import msgspec
 import pytest
+from msgspec import structs
 
 from gati_core.errors import Backpressure, BrokerUnavailable, GatiError, MessageTooLarge, PublishUnconfirmed
-from gati_core.fabric import EmbeddedBroker, Fabric, WindowedPublisher, open_fabric, stream_state
+from gati_core.fabric import (
+    Connection,
+    EmbeddedBroker,
+    Fabric,
+    WindowedPublisher,
+    open_connection,
+    open_fabric,
+    stream_state,
+)
 from gati_core.settings import FabricSettings
 from tests.helpers import brokers
 from tests.helpers.waiting import eventually
@@ -17,12 +27,14 @@ from tests.helpers.waiting import eventually
 Outcome = tuple[object, GatiError | None]
 
 
-async def _publisher(fabric: Fabric, *, window: int, ack_timeout_s: float = 5.0) -> WindowedPublisher:
-    """A publisher beside the fabric's own, with a window and an ack timeout of the test's."""
-    publisher = WindowedPublisher(fabric.connection, window=window, ack_timeout_s=ack_timeout_s)
-    await fabric.connection.subscribe(f"{fabric.connection.inbox}.p.*", publisher._on_ack)
-    fabric.connection.on_tick(publisher._expire)
-    return publisher
+@asynccontextmanager
+async def _publisher(
+    fabric: Fabric, *, window: int, ack_timeout_s: float = 5.0
+) -> AsyncIterator[tuple[WindowedPublisher, Connection]]:
+    """A publisher with a window and an ack timeout of the test's, on a connection of its own."""
+    settings = structs.replace(fabric.settings, publish_window=window, publish_ack_timeout_s=ack_timeout_s)
+    async with open_connection(settings, name="test publisher") as connection:
+        yield await WindowedPublisher.open(connection), connection
 
 
 async def test_every_publish_is_confirmed_once_with_its_own_context(gati_fabric: Fabric) -> None:
@@ -67,31 +79,31 @@ async def test_the_callback_form_knows_message_ids_too(gati_fabric: Fabric) -> N
 
 
 async def test_a_full_window_is_backpressure_and_nothing_is_sent(gati_fabric: Fabric) -> None:
-    publisher = await _publisher(gati_fabric, window=4)
-    subject = gati_fabric.subjects.req(5).encode()
-    outcomes: list[Outcome] = []
+    async with _publisher(gati_fabric, window=4) as (publisher, _):
+        subject = gati_fabric.subjects.req(5).encode()
+        outcomes: list[Outcome] = []
 
-    for number in range(4):
-        publisher.publish(subject, b"x", lambda *o: outcomes.append(o), number)
-    with pytest.raises(Backpressure, match="4 publishes"):
-        publisher.publish(subject, b"one too many", lambda *o: outcomes.append(o), 4)
+        for number in range(4):
+            publisher.publish(subject, b"x", lambda *o: outcomes.append(o), number)
+        with pytest.raises(Backpressure, match="4 publishes"):
+            publisher.publish(subject, b"one too many", lambda *o: outcomes.append(o), 4)
 
-    await eventually(lambda: len(outcomes) == 4, within_s=2)
-    publisher.publish(subject, b"x", lambda *o: outcomes.append(o), 5)
-    await eventually(lambda: len(outcomes) == 5, within_s=2)
-    assert (await stream_state(gati_fabric.connection, gati_fabric.subjects.req_stream)).messages == 5
+        await eventually(lambda: len(outcomes) == 4, within_s=2)
+        publisher.publish(subject, b"x", lambda *o: outcomes.append(o), 5)
+        await eventually(lambda: len(outcomes) == 5, within_s=2)
+        assert (await stream_state(gati_fabric.connection, gati_fabric.subjects.req_stream)).messages == 5
 
 
 async def test_a_refused_publish_takes_no_slot(gati_fabric: Fabric) -> None:
-    publisher = await _publisher(gati_fabric, window=1)
-    subject = gati_fabric.subjects.req(5)
+    async with _publisher(gati_fabric, window=1) as (publisher, _):
+        subject = gati_fabric.subjects.req(5)
 
-    for _ in range(3):
-        with pytest.raises(MessageTooLarge):
-            await publisher.send(subject, b"x" * (gati_fabric.connection.max_payload + 1))
+        for _ in range(3):
+            with pytest.raises(MessageTooLarge):
+                await publisher.send(subject, b"x" * (gati_fabric.connection.max_payload + 1))
 
-    assert publisher.in_flight == 0
-    assert await publisher.send(subject, b"fits") == 1
+        assert publisher.in_flight == 0
+        assert await publisher.send(subject, b"fits") == 1
 
 
 async def test_a_message_id_counts_towards_the_size_limit(gati_fabric: Fabric) -> None:
@@ -154,95 +166,92 @@ async def test_a_subject_that_no_stream_takes_is_refused_at_once(gati_fabric: Fa
 
 async def test_an_ack_that_never_comes_is_unconfirmed_after_the_deadline(gati_fabric: Fabric) -> None:
     """F12: acks time out. A plain subscriber swallows the publish, so no stream ever answers."""
-    publisher = await _publisher(gati_fabric, window=2, ack_timeout_s=0.3)
-    await gati_fabric.connection.subscribe("swallowed", lambda *_: None)
+    async with _publisher(gati_fabric, window=2, ack_timeout_s=0.3) as (publisher, connection):
+        await connection.subscribe("swallowed", lambda *_: None)
 
-    for _ in range(5):
-        with anyio.fail_after(1), pytest.raises(PublishUnconfirmed, match=r"0\.3 s"):
-            await publisher.send("swallowed", b"x")
+        for _ in range(5):
+            with anyio.fail_after(1), pytest.raises(PublishUnconfirmed, match=r"0\.3 s"):
+                await publisher.send("swallowed", b"x")
 
-    assert publisher.in_flight == 0
-    assert publisher.stats.unconfirmed == 5
+        assert publisher.in_flight == 0
+        assert publisher.stats.unconfirmed == 5
 
 
 async def test_a_late_ack_never_confirms_another_publish(gati_fabric: Fabric) -> None:
     """The slot of a publish that timed out is retired together with its reply subject."""
-    publisher = await _publisher(gati_fabric, window=1, ack_timeout_s=0.3)
-    connection = gati_fabric.connection
-    acks: list[bytes] = []
-    await connection.subscribe("swallowed", lambda _s, reply, _d, _h: acks.append(reply))
-    with pytest.raises(PublishUnconfirmed):
-        await publisher.send("swallowed", b"first")
-    outcomes: list[Outcome] = []
-    publisher.publish(b"swallowed", b"second", lambda *o: outcomes.append(o), "second")
-    await eventually(lambda: len(acks) == 2, within_s=2)
+    async with _publisher(gati_fabric, window=1, ack_timeout_s=0.3) as (publisher, connection):
+        acks: list[bytes] = []
+        await connection.subscribe("swallowed", lambda _s, reply, _d, _h: acks.append(reply))
+        with pytest.raises(PublishUnconfirmed):
+            await publisher.send("swallowed", b"first")
+        outcomes: list[Outcome] = []
+        publisher.publish(b"swallowed", b"second", lambda *o: outcomes.append(o), "second")
+        await eventually(lambda: len(acks) == 2, within_s=2)
 
-    connection.publish_now(acks[0], b'{"stream":"S","seq":7}')
+        connection.publish_now(acks[0], b'{"stream":"S","seq":7}')
 
-    await eventually(lambda: publisher.stats.late_acks == 1, within_s=2)
-    assert outcomes == []
-    await eventually(lambda: len(outcomes) == 1, within_s=2)
-    assert isinstance(outcomes[0][1], PublishUnconfirmed)
-    assert acks[0] != acks[1]
+        await eventually(lambda: publisher.stats.late_acks == 1, within_s=2)
+        assert outcomes == []
+        await eventually(lambda: len(outcomes) == 1, within_s=2)
+        assert isinstance(outcomes[0][1], PublishUnconfirmed)
+        assert acks[0] != acks[1]
 
 
 async def test_an_ack_that_comes_twice_confirms_once(gati_fabric: Fabric) -> None:
-    publisher = await _publisher(gati_fabric, window=1)
-    connection = gati_fabric.connection
+    async with _publisher(gati_fabric, window=1) as (publisher, connection):
 
-    def answer_twice(_subject: bytes, reply: bytes, _data: bytes, _headers: bytes | None) -> None:
-        for _ in range(2):
-            connection.publish_now(reply, b'{"stream":"S","seq":7}')
+        def answer_twice(_subject: bytes, reply: bytes, _data: bytes, _headers: bytes | None) -> None:
+            for _ in range(2):
+                connection.publish_now(reply, b'{"stream":"S","seq":7}')
 
-    await connection.subscribe("doubled", answer_twice)
+        await connection.subscribe("doubled", answer_twice)
 
-    assert await publisher.send("doubled", b"x") == 7
-    await eventually(lambda: publisher.stats.late_acks == 1, within_s=2)
-    assert publisher.in_flight == 0
+        assert await publisher.send("doubled", b"x") == 7
+        await eventually(lambda: publisher.stats.late_acks == 1, within_s=2)
+        assert publisher.in_flight == 0
 
 
 @pytest.mark.parametrize("ack", [b"", b"{", b'{"error":', b'{"error":{"code":"x"}}', b"\xff\xfe", b"[]"])
 async def test_an_ack_that_cannot_be_read_still_settles_the_publish(gati_fabric: Fabric, ack: bytes) -> None:
-    publisher = await _publisher(gati_fabric, window=1)
-    connection = gati_fabric.connection
-    await connection.subscribe("odd", lambda _s, reply, _d, _h: connection.publish_now(reply, ack))
+    async with _publisher(gati_fabric, window=1) as (publisher, connection):
+        await connection.subscribe("odd", lambda _s, reply, _d, _h: connection.publish_now(reply, ack))
 
-    with anyio.fail_after(2):
-        try:
-            await publisher.send("odd", b"x")
-        except GatiError:
-            pass
+        with anyio.fail_after(2):
+            try:
+                await publisher.send("odd", b"x")
+            except GatiError:
+                pass
 
-    assert publisher.in_flight == 0
+        assert publisher.in_flight == 0
 
 
 async def test_a_cancelled_send_frees_its_slot(gati_fabric: Fabric) -> None:
     """F12: nothing leaks, however often callers lose patience, and cancellation stays cancellation."""
-    publisher = await _publisher(gati_fabric, window=2)
-    subject = gati_fabric.subjects.req(5)
+    async with _publisher(gati_fabric, window=2) as (publisher, _):
+        subject = gati_fabric.subjects.req(5)
 
-    for _ in range(10):
-        task = asyncio.create_task(publisher.send(subject, b"x"))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await eventually(lambda: publisher.in_flight == 0, within_s=2)
+        for _ in range(10):
+            task = asyncio.create_task(publisher.send(subject, b"x"))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await eventually(lambda: publisher.in_flight == 0, within_s=2)
 
-    assert await publisher.send(subject, b"x") == 11
+        assert await publisher.send(subject, b"x") == 11
 
 
 async def test_a_cancelled_send_whose_ack_never_comes_frees_its_slot_too(gati_fabric: Fabric) -> None:
     """F12."""
-    publisher = await _publisher(gati_fabric, window=1, ack_timeout_s=0.3)
-    await gati_fabric.connection.subscribe("swallowed", lambda *_: None)
+    async with _publisher(gati_fabric, window=1, ack_timeout_s=0.3) as (publisher, connection):
+        await connection.subscribe("swallowed", lambda *_: None)
 
-    with anyio.move_on_after(0.05) as patience:
-        await publisher.send("swallowed", b"x")
+        with anyio.move_on_after(0.05) as patience:
+            await publisher.send("swallowed", b"x")
 
-    assert patience.cancelled_caught
-    await eventually(lambda: publisher.in_flight == 0, within_s=2)
-    assert await publisher.send(gati_fabric.subjects.req(5), b"x") == 1
+        assert patience.cancelled_caught
+        await eventually(lambda: publisher.in_flight == 0, within_s=2)
+        assert await publisher.send(gati_fabric.subjects.req(5), b"x") == 1
 
 
 async def test_publishes_under_way_when_the_broker_dies_are_all_settled(
@@ -251,9 +260,7 @@ async def test_publishes_under_way_when_the_broker_dies_are_all_settled(
     outcomes: list[Outcome] = []
     own_broker.pause()
     for number in range(50):
-        own_fabric.publisher.publish(
-            own_fabric.subjects.req(5).encode(), b"x", lambda *o: outcomes.append(o), number
-        )
+        own_fabric.publisher.publish(own_fabric.subjects.req(5).encode(), b"x", lambda *o: outcomes.append(o), number)
     await own_fabric.connection._client._flush_pending()
     await brokers.kill_and_restart(own_broker)
 
@@ -284,4 +291,4 @@ async def test_the_same_id_again_after_an_unconfirmed_publish_stores_one_message
 
 
 def _with(settings: FabricSettings, **changes: int) -> FabricSettings:
-    return msgspec.structs.replace(settings, **changes)
+    return structs.replace(settings, **changes)

@@ -17,9 +17,7 @@ _TRIES = 20
 
 
 @app.post("/orders")
-async def place_order(
-    req: Request[NewOrder], res: Response[Order], gctx: GlobalContext, lctx: LocalContext
-) -> None:
+async def place_order(req: Request[NewOrder], res: Response[Order], gctx: GlobalContext, lctx: LocalContext) -> None:
     """Take the stock, keep the order, answer 201."""
     order = Order(id=lctx.request_id, sku=req.body.sku, quantity=req.body.quantity)
     await take_stock(gctx, order.sku, order.quantity)

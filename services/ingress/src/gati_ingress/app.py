@@ -84,7 +84,16 @@ class _Pending:
 class _Head:
     """What the ingress itself reads from the headers."""
 
-    __slots__ = ("content_length", "flags", "has_body", "idempotency_key", "pairs", "priority", "traceparent", "version")
+    __slots__ = (
+        "content_length",
+        "flags",
+        "has_body",
+        "idempotency_key",
+        "pairs",
+        "priority",
+        "traceparent",
+        "version",
+    )
 
     def __init__(self) -> None:
         self.pairs: HeaderPairs = []
@@ -287,9 +296,7 @@ class Ingress:
                         return b"".join(parts)
                     message = await receive()
         except TimeoutError:
-            raise RequestTimeout(
-                f"the body was not complete after {self._settings.body_timeout_s:g} s"
-            ) from None
+            raise RequestTimeout(f"the body was not complete after {self._settings.body_timeout_s:g} s") from None
 
     def _refusal(self, error: GatiError, request_id: str) -> tuple[int, HeaderPairs, bytes]:
         self.recorder.error(error.code)

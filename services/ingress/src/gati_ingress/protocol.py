@@ -10,7 +10,7 @@ from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gati_core.errors import GatiError, HeadersTooLarge, RequestError, RequestTimeout
 from gati_core.ids import new_request_id
@@ -94,7 +94,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal = error
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()  # in the middle of another answer: nothing sensible can be sent
             return
         request_id = new_request_id()

@@ -58,7 +58,7 @@ async def serve(
         ingress = Ingress(settings=settings, fabric=fabric, shared_stats=shared_stats)
         await ingress.start()
         config = uvicorn.Config(
-            ingress,  # type: ignore[arg-type]
+            ingress,
             loop="uvloop",
             http=guarded_protocol(settings),
             ws="none",

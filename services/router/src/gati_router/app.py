@@ -12,9 +12,9 @@ import re
 import socket
 import time
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import structlog
 
@@ -333,7 +333,7 @@ class Router:
             log.warning("heartbeat_failed", error=str(exc))
             return
         if self._settings.health_file:
-            Path(self._settings.health_file).touch()
+            await anyio.Path(self._settings.health_file).touch()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

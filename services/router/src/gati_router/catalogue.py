@@ -146,7 +146,9 @@ class Catalogue:
             (pool for pool in self._current.values() if pool.pool not in live), key=lambda pool: pool.pool
         )
         shape = (
-            tuple((pool.pool, tuple((h.id, h.path, tuple(h.methods), h.mode) for h in pool.handlers)) for pool in ordered),
+            tuple(
+                (pool.pool, tuple((h.id, h.path, tuple(h.methods), h.mode) for h in pool.handlers)) for pool in ordered
+            ),
             tuple((pool.pool, len(pool.handlers)) for pool in remembered),
         )
         if shape == self._shape:

@@ -66,7 +66,9 @@ def main() -> None:
         else:
             specs = find_installed(settings.apps)
         if not specs:
-            raise GatiError("no handler package is installed (entry point group gati.apps); install one, or use --source")
+            raise GatiError(
+                "no handler package is installed (entry point group gati.apps); install one, or use --source"
+            )
         uvloop.run(run(settings, fabric_from_env(os.environ), specs, watch=options.watch))
     except GatiError as exc:
         print(f"gati-worker: {exc}", file=sys.stderr)

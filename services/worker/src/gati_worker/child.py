@@ -70,11 +70,11 @@ class Child:
         self._ledger_path = Path(name)
         self._slots = settings.max_in_flight * 2
         assignment = Assignment(spec=spec, settings=settings, fabric=fabric, ledger=name, status_fd=self._status_fd)
-        assert self._process.stdin is not None
         status = Status(event="failed", error="the worker process ended before it was ready")
         try:
-            self._process.stdin.write(msgspec.json.encode(assignment) + b"\n")
-            await self._process.stdin.drain()
+            if self._process.stdin is not None:
+                self._process.stdin.write(msgspec.json.encode(assignment) + b"\n")
+                await self._process.stdin.drain()
             with anyio.move_on_after(settings.ready_within_s) as limit:
                 line = await self._status.readline()
                 if line:

@@ -156,7 +156,9 @@ def load(spec: PackageSpec) -> App:
 
 def _spot(exc: BaseException) -> tuple[str, str]:
     """File, line and text of the last frame outside the import machinery."""
-    frames = [f for f in traceback.extract_tb(exc.__traceback__) if "importlib" not in f.filename and f.filename != __file__]
+    frames = [
+        f for f in traceback.extract_tb(exc.__traceback__) if "importlib" not in f.filename and f.filename != __file__
+    ]
     own = [f for f in frames if "gati_core" not in f.filename] or frames
     if not own:
         return "", ""

@@ -85,7 +85,8 @@ class Runner:
     @property
     def executor(self) -> Executor:
         """What runs the handlers; there after `start`."""
-        assert self._executor is not None, "start() first"
+        if self._executor is None:
+            raise RuntimeError("start() first")
         return self._executor
 
     async def start(self) -> None:

@@ -141,7 +141,7 @@ class App:
             route, _ = normalize_route(path)
         except RegistrationError as exc:
             raise RegistrationError(f"{where}: {exc}") from exc
-        handler_id = token(id or getattr(function, "__name__", type(function).__name__), f"{where}: handler id")
+        handler_id = token(id or str(getattr(function, "__name__", "handler")), f"{where}: handler id")
         if handler_id in self._handlers:
             other = self._handlers[handler_id].manifest.source
             raise RegistrationError(f"{where}: handler id {handler_id!r} is taken by {other}; pass id=")

@@ -91,7 +91,7 @@ def body_type(function: Callable[..., Any]) -> Any:
         RegistrationError: the annotation names something that cannot be found.
     """
     target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    parameters = [p for p in inspect.signature(function).parameters.values()]
+    parameters = list(inspect.signature(function).parameters.values())
     annotation = parameters[0].annotation
     if isinstance(annotation, str):
         annotation = _hints(target).get(parameters[0].name)

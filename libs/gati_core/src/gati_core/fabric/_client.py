@@ -113,6 +113,11 @@ class DirectClient(Client):
                 # noticed by the deadline of its ack.
                 log.warning("broker_write_failed", error=repr(exc))
 
+    def discard_buffered(self) -> None:
+        """Forget what was published and not yet written."""
+        self._pending = []
+        self._pending_data_size = 0
+
     @property
     def buffered_bytes(self) -> int:
         """Bytes published and not yet written to the socket."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ import structlog
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js import JetStreamContext
 
-from gati_core.errors import BrokerUnavailable
+from gati_core.errors import BrokerUnavailable, MessageTooLarge
 from gati_core.fabric._client import DirectClient
 from gati_core.fabric.ports import RawCallback
 from gati_core.ids import new_instance_id
@@ -134,9 +135,16 @@ class Connection:
         self._held.append((subject, payload))
 
     async def subscribe(self, subject: str, callback: RawCallback, *, queue: str = "") -> Subscription:
-        """Call `callback` from the read loop for every message, across reconnects and rebuilds."""
+        """Call `callback` from the read loop for every message, across reconnects and rebuilds.
+
+        Raises:
+            BrokerUnavailable: the client has just closed and is being replaced; nothing was subscribed.
+        """
         subscription = Subscription(self, subject, callback, queue)
-        await subscription._attach(self._client)
+        try:
+            await subscription._attach(self._client)
+        except (nats.errors.Error, OSError) as exc:
+            raise BrokerUnavailable(f"subscribing to {subject}: {str(exc) or repr(exc)}") from exc
         self._subscriptions.add(subscription)
         return subscription
 
@@ -156,7 +164,7 @@ class Connection:
         """Remove a listener from wherever it was added."""
         for group in (self._on_up, self._on_down, self._tickers):
             if listener in group:
-                group.remove(listener)  # type: ignore[arg-type]
+                group.remove(listener)
 
     def jetstream(self) -> JetStreamContext:
         """The management API of the current client. Fetch it anew for every use: clients are replaced."""
@@ -188,6 +196,10 @@ class Connection:
             server_url=f"{url.hostname}:{url.port}" if url else "",
         )
 
+    def _servers(self) -> str:
+        """The addresses for people: without user and password, which end up in logs otherwise."""
+        return re.sub(r"//[^/@,]*@", "//", self.settings.nats_url)
+
     # -- the life of the client ---------------------------------------------------------------
 
     async def _connect(self, client: DirectClient) -> None:
@@ -197,7 +209,7 @@ class Connection:
 
         async def on_disconnect() -> None:
             if client is self._client and not self._closing:
-                log.warning("broker_disconnected", servers=self.settings.nats_url)
+                log.warning("broker_disconnected", servers=self._servers())
                 self._tell(self._on_down)
 
         async def on_reconnect() -> None:
@@ -217,7 +229,7 @@ class Connection:
             allow_reconnect=True,
             max_reconnect_attempts=-1,
             # Jittered, so that a fleet does not come back as one (F16).
-            reconnect_time_wait=0.1 + random.random() * 0.1,  # noqa: S311  # type: ignore[arg-type]
+            reconnect_time_wait=0.1 + random.random() * 0.1,  # type: ignore[arg-type]  # noqa: S311
             connect_timeout=_CONNECT_TIMEOUT_S,  # type: ignore[arg-type]
             ping_interval=20,
             max_outstanding_pings=2,
@@ -245,11 +257,11 @@ class Connection:
                     return
             if loop.time() >= give_up_at:
                 raise BrokerUnavailable(
-                    f"no broker at {self.settings.nats_url} within {self.settings.connect_wait_s:g} s"
+                    f"no broker at {self._servers()} within {self.settings.connect_wait_s:g} s"
                     f" ({self._last_error or 'no answer'}); is nats-server running, and is GATI_NATS_URL right?"
                 )
             if not was_said:
-                log.info("broker_awaited", servers=self.settings.nats_url, error=self._last_error)
+                log.info("broker_awaited", servers=self._servers(), error=self._last_error)
                 was_said = True
             await anyio.sleep(0.2)
             self._client = DirectClient()
@@ -258,7 +270,13 @@ class Connection:
         self._progress_at = asyncio.get_running_loop().time()
         self._stalled = False
         while self._held and self._client.is_connected:
-            self._client.publish_now(*self._held.popleft())
+            subject, payload = self._held.popleft()
+            try:
+                self._client.publish_now(subject, payload)
+            except MessageTooLarge as exc:
+                # It must not keep back what was held behind it, nor the listeners below.
+                self._dropped += 1
+                log.warning("held_message_dropped", subject=subject.decode(errors="replace"), error=str(exc))
         log.info("broker_connected", server=self.health().server_url)
         self._tell(self._on_up)
 
@@ -272,15 +290,13 @@ class Connection:
 
     async def _keep_rebuilding(self) -> None:
         """Replace a client that closed for good (F7, authorisation errors)."""
-        while not self._closing:
+        while True:  # ends with its task
             await self._client_closed.wait()
-            if self._closing:
-                return
             self._client_closed = anyio.Event()
             log.warning("broker_client_closed", error=self._last_error)
             self._tell(self._on_down)
             delay_s = 0.1
-            while not self._closing:
+            while True:
                 client = DirectClient()
                 try:
                     with anyio.fail_after(_CONNECT_TIMEOUT_S):
@@ -340,13 +356,15 @@ class Connection:
 
     async def _close(self) -> None:
         self._closing = True
-        self._client_closed.set()
         with anyio.move_on_after(2, shield=True):
             try:
                 if self._client.is_connected:
                     await self._client.flush(timeout=1)
+                else:
+                    # nats-py would write what is buffered to a socket that is gone, and fail.
+                    self._client.discard_buffered()
                 await self._client.close()
-            except (nats.errors.Error, OSError, TimeoutError) as exc:
+            except (nats.errors.Error, OSError, TimeoutError, RuntimeError) as exc:
                 log.debug("broker_close_failed", error=repr(exc))
 
 

@@ -48,7 +48,12 @@ class KvBucket:
         self._prefix = f"$KV.{bucket}."
 
     async def get(self, key: str) -> Entry | None:
-        """The key's newest value, or None when it does not exist or was deleted."""
+        """The key's newest value, or None when it does not exist or was deleted.
+
+        Raises:
+            BrokerUnavailable: the broker is away, or did not answer.
+        """
+        self._must_be_up("reading", key)
         try:
             message = await self._connection.jetstream().get_last_msg(
                 f"KV_{self.bucket}", self._prefix + _checked(key), direct=True
@@ -112,6 +117,8 @@ class KvBucket:
         return message.seq if "KV-Operation" in headers or "Nats-Marker-Reason" in headers else None
 
     async def _write(self, key: str, value: bytes, headers: dict[str, str], ttl_s: int) -> int:
+        # Refused at once: buffered by the client, it would surface after the outage (F11).
+        self._must_be_up("writing", key)
         if ttl_s:
             headers["Nats-TTL"] = str(ttl_s)
         try:
@@ -125,6 +132,10 @@ class KvBucket:
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             raise self._unavailable("writing", key, exc) from exc
         return ack.seq
+
+    def _must_be_up(self, doing: str, key: str) -> None:
+        if not self._connection.is_up:
+            raise BrokerUnavailable(f"{doing} key {key!r} of bucket {self.bucket}: the broker is away")
 
     def _unavailable(self, doing: str, key: str, exc: Exception) -> BrokerUnavailable:
         return BrokerUnavailable(f"{doing} key {key!r} of bucket {self.bucket}: {str(exc) or repr(exc)}")

@@ -140,13 +140,24 @@ class WindowedPublisher:
         self._free.append(slot)
         done, context, _ = entry
         if headers is None and b'"error"' not in data:
+            sequence = 0
+            if done is _settle:
+                try:
+                    sequence = _decode_ack(data).seq
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    done(context, self._unreadable(data))
+                    return
             self.stats.confirmed += 1
             if done is _settle:
-                _settle(context, None, _decode_ack(data).seq if data else 0)
+                _settle(context, None, sequence)
             else:
                 done(context, None)
             return
         done(context, self._refusal(data, headers))
+
+    def _unreadable(self, data: bytes) -> PublishUnconfirmed:
+        self.stats.unconfirmed += 1
+        return PublishUnconfirmed(f"the publish ack of {len(data)} bytes cannot be read")
 
     def _refusal(self, data: bytes, headers: bytes | None) -> GatiError:
         if headers is not None and parse_headers(headers)[0] == 503:
@@ -154,8 +165,8 @@ class WindowedPublisher:
             return BrokerUnavailable("no stream takes this subject: JetStream is not ready, or the topology is missing")
         try:
             error = _decode_ack(data).error or _AckError()
-        except msgspec.DecodeError:
-            error = _AckError(description=f"unreadable publish ack of {len(data)} bytes")
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return self._unreadable(data)
         facts = {"err_code": error.err_code}
         if error.err_code in _FULL:
             self.stats.refused_full += 1

@@ -127,5 +127,3 @@ class Response(Generic[R]):
     def parts(self) -> tuple[int, HeaderPairs, bytes]:
         """Status, headers and body; 204 when no terminal call was made."""
         return self._status or (200 if self._is_sent else 204), self._headers, self._body
-
-

@@ -40,7 +40,9 @@ def set_up_logging(*, service: str, level: str = "info", log_format: LogFormat =
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=max(number, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
 
 
 def _render_console(_: Any, __: str, event: dict[str, Any]) -> str:
