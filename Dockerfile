@@ -47,12 +47,14 @@ ENTRYPOINT ["python", "-m", "gati_ingress"]
 
 FROM service AS router
 COPY --from=build-router /opt/gati /opt/gati
+ENV GATI_ROUTER_HEALTH_FILE=/tmp/healthy
 HEALTHCHECK --interval=10s --timeout=3s --retries=3 --start-period=30s --start-interval=1s \
     CMD ["python", "-m", "gati_router.health"]
 ENTRYPOINT ["python", "-m", "gati_router"]
 
 FROM service AS worker
 COPY --from=build-worker /opt/gati /opt/gati
+ENV GATI_WORKER_HEALTH_FILE=/tmp/healthy
 HEALTHCHECK --interval=10s --timeout=3s --retries=3 --start-period=30s --start-interval=1s \
     CMD ["python", "-m", "gati_worker.health"]
 ENTRYPOINT ["python", "-m", "gati_worker"]

@@ -6,6 +6,7 @@ The limits have to be here: an application only sees a request once its whole he
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,39 @@ from gati_ingress.settings import IngressSettings
 
 class _Refused(Exception):
     """Stops the parser; the reason is in `_refusal`."""
+
+
+class _HeadHolder:
+    """A transport that keeps back a response's head until its body comes: one system call, not two.
+
+    uvicorn writes them one after the other; measured at 8 % of an ingress's time. An application
+    that wants its head to leave early sends an empty first part of the body.
+    """
+
+    __slots__ = ("_held", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: bytes | None = b""  # nothing yet; None once the head has left
+
+    def write(self, data: bytes) -> None:
+        held = self._held
+        if held is None or data.startswith(b"HTTP/1.1 100 "):
+            self._transport.write(data)
+        elif not held:
+            self._held = data
+        else:
+            self._held = None
+            self._transport.write(held + data if data else held)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._held:
+            self._transport.write(self._held)
+            self._held = None
+        self._transport.close()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -67,7 +101,10 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._refusal = HeadersTooLarge(f"a request head of {size} bytes exceeds {self._max_head}")
                 raise _Refused
         self._head_bytes = 0
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = _HeadHolder(self.transport)  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0

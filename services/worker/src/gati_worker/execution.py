@@ -63,7 +63,17 @@ class ExecutionStats(msgspec.Struct):
 
 
 class _Running:
-    __slots__ = ("cancel_reason", "deadline_ms", "delivery", "is_once", "item", "leased_at", "slot", "task")
+    __slots__ = (
+        "cancel_reason",
+        "deadline_ms",
+        "delivery",
+        "has_begun",
+        "is_once",
+        "item",
+        "leased_at",
+        "slot",
+        "task",
+    )
 
     def __init__(self, delivery: Delivery, item: WorkItem, deadline_ms: float, leased_at: float, slot: int) -> None:
         self.delivery = delivery
@@ -73,6 +83,7 @@ class _Running:
         self.slot = slot
         self.is_once = item.mode == "at_most_once"
         self.cancel_reason = ""
+        self.has_begun = False
         self.task: asyncio.Task[None] | None = None
 
 
@@ -169,6 +180,10 @@ class Executor:
     # -- running it -----------------------------------------------------------------------------
 
     async def _run(self, running: _Running, call: HandlerCall, attempt: int) -> None:
+        running.has_begun = True
+        if running.cancel_reason:
+            self._settle_cancelled(running)
+            return
         item = running.item
         try:
             descriptor = decode_descriptor(item.descriptor, subject="a work item")
@@ -231,7 +246,11 @@ class Executor:
             self.stats.cancelled += 1
             error: GatiError = DeadlineExceeded("the handler did not finish before the deadline")
             self._finish(running, problem_reply(error, running.item.request_id))
-        elif reason:
+        elif not reason:
+            # Nobody cancelled this request: the handler let a cancellation of its own escape.
+            bug = RuntimeError("the handler raised CancelledError")
+            self._finish(running, error_reply(bug, running.item.request_id, handler=running.item.handler))
+        elif reason != "leaving":
             self.stats.cancelled += 1
             if running.is_once:
                 running.delivery.release()
@@ -309,8 +328,11 @@ class Executor:
 
     @staticmethod
     def _cancel(running: _Running, reason: str) -> None:
-        if not running.cancel_reason and running.task is not None:
-            running.cancel_reason = reason
+        if running.cancel_reason:
+            return
+        running.cancel_reason = reason
+        # A task cancelled before its first step never runs any of its code, not even the settling.
+        if running.has_begun and running.task is not None:
             running.task.cancel()
 
     async def drain(self, *, grace_s: float) -> None:
@@ -326,8 +348,8 @@ class Executor:
         leftover = [running.task for running in self._running.values() if running.task]
         if leftover:
             log.warning("handlers_cut_off", count=len(leftover), grace_s=grace_s)
-            for task in leftover:
-                task.cancel()
+            for running in list(self._running.values()):
+                self._cancel(running, "leaving")
             await asyncio.wait(leftover, timeout=2.0)
         self._threads.shutdown(wait=False, cancel_futures=True)
 

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 DirectCallback = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Called with subject, reply, payload and raw headers (or None). Must be quick and must not raise."""
 
-_LEANS_ON = ("_send_command", "_flush_pending", "_process_msg", "_remove_sub", "_send_unsubscribe")
+_LEANS_ON = ("_send_command", "_flush_pending", "_process_msg", "_remove_sub", "_send_unsubscribe", "_process_pong")
 for _name in _LEANS_ON:
     if not hasattr(Client, _name):  # pragma: no cover - only with another nats-py
         raise ImportError(f"nats-py has no Client.{_name}: gati_core.fabric._client must be adapted to this version")
@@ -68,7 +68,7 @@ class DirectClient(Client):
         try:
             if self.is_connected:
                 await self._send_unsubscribe(sid)
-                await self.flush(timeout=flush_timeout_s)  # type: ignore[arg-type]
+                await self.flush(timeout=flush_timeout_s)
         finally:
             self._direct.pop(sid, None)
             self._remove_sub(sid)
@@ -117,6 +117,23 @@ class DirectClient(Client):
         """Forget what was published and not yet written."""
         self._pending = []
         self._pending_data_size = 0
+
+    async def flush(self, timeout: float = 10) -> None:  # noqa: ASYNC109 - nats-py's signature
+        """Wait until the server has read everything sent so far."""
+        # nats-py writes the ping at once but leaves what is buffered to its flusher: the pong could
+        # come before the server has seen the UNSUB that this flush is meant to wait for.
+        self._flush_now()
+        await super().flush(timeout)  # type: ignore[arg-type]
+
+    async def _process_pong(self) -> None:
+        # A pong may come after its ping was given up. nats-py would then raise from the read loop, which
+        # ends it: connected, and deaf. Its place in the order of pongs is still taken by that ping.
+        if self._pongs and self._pongs[0].done():
+            self._pongs.pop(0)
+            self._pongs_received += 1
+            self._pings_outstanding = 0
+            return
+        await super()._process_pong()
 
     @property
     def buffered_bytes(self) -> int:

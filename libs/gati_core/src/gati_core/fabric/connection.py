@@ -177,7 +177,7 @@ class Connection:
             BrokerUnavailable: it did not within `timeout_s`.
         """
         try:
-            await self._client.flush(timeout=timeout_s)  # type: ignore[arg-type]
+            await self._client.flush(timeout=timeout_s)
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             raise BrokerUnavailable(f"the broker did not answer a ping within {timeout_s} s") from exc
 
@@ -336,7 +336,7 @@ class Connection:
                 continue
             if client.received == seen:
                 try:
-                    await client.flush(timeout=_PING_EVERY_S)  # type: ignore[arg-type]
+                    await client.flush(timeout=_PING_EVERY_S)
                 except (nats.errors.Error, OSError, TimeoutError):
                     pass
             if client.received != seen:
