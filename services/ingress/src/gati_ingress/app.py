@@ -148,10 +148,15 @@ class Ingress:
         self.is_draining = True
         self.operations.is_draining = True
 
-    async def aclose(self) -> None:
-        """Stop watching. Requests still waiting are answered 503."""
+    def answer_all_waiting(self) -> None:
+        """The grace is over: requests still waiting are answered 503, and cancelled."""
         for pending in list(self._in_flight.values()):
-            _fail(pending, ShuttingDown("the ingress is shutting down"))
+            if not pending.future.done():
+                self._cancel(pending, "shutting_down")
+                _fail(pending, ShuttingDown("this ingress is shutting down"))
+
+    async def aclose(self) -> None:
+        """Stop watching, after the server has closed its last connection."""
         self._connection.off(self._sweep)
         if self._watch_task is not None:
             self._watch_task.cancel()
@@ -187,7 +192,7 @@ class Ingress:
                 raise Overloaded(f"{len(self._in_flight)} requests are in flight, as many as this ingress takes")
             body = b""
             if head.has_body:
-                body = await self._read_body(head, receive)
+                body = await self._read_body(head, receive, is_here="gati.is_whole" in scope)
                 size = len(body)
             reply = await self._ask(scope, raw_path, method, head, body, request_id, started, received_ms)
             route = reply.route
@@ -271,21 +276,24 @@ class Ingress:
             if connection is not None:
                 connection.on_gone = None
 
-    async def _read_body(self, head: _Head, receive: Receive) -> bytes:
+    async def _read_body(self, head: _Head, receive: Receive, *, is_here: bool) -> bytes:
         limit = self._settings.max_body_bytes
         if head.content_length > limit:
             raise ContentTooLarge(f"a body of {head.content_length} bytes exceeds the limit of {limit}")
-        message = await receive()  # the usual case: the body came with the head, or right behind it
-        if not message.get("more_body") and message["type"] == "http.request":
-            whole: bytes = message["body"]
-            if len(whole) > limit:
-                raise ContentTooLarge(f"a body of {len(whole)} bytes exceeds the limit of {limit}")
-            return whole
+        if is_here:  # the usual case: the body came with the head, and reading it does not wait
+            message = await receive()
+            if not message.get("more_body") and message["type"] == "http.request":
+                whole: bytes = message["body"]
+                if len(whole) > limit:
+                    raise ContentTooLarge(f"a body of {len(whole)} bytes exceeds the limit of {limit}")
+                return whole
+            raise ClientGone("the client left before it had sent the body")
         parts: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
                 while True:
+                    message = await receive()
                     if message["type"] != "http.request":
                         raise ClientGone("the client left before it had sent the body")
                     parts.append(message["body"])
@@ -294,7 +302,6 @@ class Ingress:
                         raise ContentTooLarge(f"the body exceeds the limit of {limit} bytes")
                     if not message.get("more_body"):
                         return b"".join(parts)
-                    message = await receive()
         except TimeoutError:
             raise RequestTimeout(f"the body was not complete after {self._settings.body_timeout_s:g} s") from None
 

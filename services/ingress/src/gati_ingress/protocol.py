@@ -103,11 +103,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         before = self.cycle
         super().on_headers_complete()
-        if self.cycle is not before:
+        if self.cycle is not before and self.scope["method"] != "HEAD":  # there uvicorn writes a head and no body
             self.cycle.transport = _HeadHolder(self.transport)  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0
+        self.scope["gati.is_whole"] = True  # type: ignore[typeddict-unknown-key]
         super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import structlog
@@ -21,14 +24,32 @@ log = structlog.get_logger(__name__)
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells the application first when a signal asks it to leave."""
 
-    def __init__(self, config: uvicorn.Config, ingress: Ingress) -> None:
+    def __init__(self, config: uvicorn.Config, ingress: Ingress, *, grace_s: float) -> None:
         super().__init__(config)
         self._ingress = ingress
+        self._grace_s = grace_s
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own would raise the signal again after the last request, which would end this
+        # process before the broker connection is flushed and closed.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True  # a second signal: now
+            return
         log.info("ingress_draining", signal=signal.Signals(sig).name, in_flight=self._ingress.in_flight)
         self._ingress.begin_drain()
-        super().handle_exit(sig, frame)
+        asyncio.get_running_loop().call_later(self._grace_s, self._ingress.answer_all_waiting)
+        self.should_exit = True
 
 
 def bind(settings: IngressSettings) -> socket.socket:
@@ -69,10 +90,11 @@ async def serve(
             access_log=False,
             log_config=None,
             timeout_keep_alive=settings.keep_alive_s,
-            timeout_graceful_shutdown=max(1, int(settings.drain_grace_s)),
+            # Longer than our own grace: whoever still waits then gets a 503 and not a dead line.
+            timeout_graceful_shutdown=int(settings.drain_grace_s) + 2,
             backlog=settings.backlog,
         )
-        server = _Server(config, ingress)
+        server = _Server(config, ingress, grace_s=settings.drain_grace_s)
         ingress.operations.connections = lambda: len(server.server_state.connections)
         ingress.operations.in_flight = lambda: ingress.in_flight
         address = sock.getsockname()

@@ -8,6 +8,7 @@ and what a crash leaves unanswered the supervisor answers from the crash ledger.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Coroutine
@@ -48,6 +49,7 @@ log = structlog.get_logger(__name__)
 _REMEMBER_CANCELS = 10_000
 _UNKNOWN_HANDLER_DELAY_S = 0.5
 _EAGER = sys.version_info >= (3, 12)
+_SUBJECT = re.compile(r"[!-~]{1,256}")
 
 
 class ExecutionStats(msgspec.Struct):
@@ -120,7 +122,7 @@ class Executor:
         self.stats.received += 1
         try:
             item = decode_work(delivery.data, subject="the work stream")
-            if not item.reply_to.isascii() or not item.reply_to.isprintable() or " " in item.reply_to:
+            if _SUBJECT.fullmatch(item.reply_to) is None:
                 raise MalformedWorkItem(f"the reply subject {item.reply_to[:80]!r} is no subject")
         except MalformedMessage as exc:
             self._chore(self._give_up(delivery, exc, "", ""))
