@@ -123,6 +123,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal or RequestError("the bytes received are no valid HTTP/1.1 request"))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """An upgrade is an offer: declined by answering the request as plain HTTP, no news for the log."""
+
     def _head_too_slow(self) -> None:
         self._head_timer = None
         if self._is_head_open and not self.transport.is_closing():
