@@ -13,6 +13,7 @@ import structlog
 import uvicorn
 
 from gati_core.fabric import open_fabric
+from gati_core.observe import settle_garbage_collector
 from gati_core.settings import FabricSettings
 from gati_ingress.app import Ingress
 from gati_ingress.protocol import guarded_protocol
@@ -99,6 +100,7 @@ async def serve(
         ingress.operations.in_flight = lambda: ingress.in_flight
         address = sock.getsockname()
         log.info("ingress_started", ingress=ingress.id, address=f"{address[0]}:{address[1]}")
+        settle_garbage_collector()
         try:
             await server.serve(sockets=[sock])
         finally:

@@ -13,7 +13,7 @@ import uvloop
 from gati_core.errors import GatiError
 from gati_core.fabric import open_fabric
 from gati_core.ids import new_instance_id
-from gati_core.observe import set_up_logging
+from gati_core.observe import set_up_logging, settle_garbage_collector
 from gati_core.settings import FabricSettings, fabric_from_env, from_env
 from gati_router.app import Router
 from gati_router.settings import RouterSettings
@@ -28,6 +28,7 @@ async def run(settings: RouterSettings, fabric_settings: FabricSettings) -> None
         async with open_fabric(fabric_settings, name="gati-router") as fabric:
             router = Router(settings=settings, fabric=fabric, router_id=new_instance_id())
             await router.start()
+            settle_garbage_collector()
             log.info("router_started", router=router.id, namespace=fabric_settings.namespace)
             async for _ in signals:
                 break

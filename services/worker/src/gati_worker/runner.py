@@ -28,7 +28,7 @@ from gati_core.errors import GatiError, TransientError
 from gati_core.fabric import Fabric, KvBucket, PullConsumer, open_fabric
 from gati_core.ids import new_instance_id
 from gati_core.manifests import PoolManifest, WorkerAnnouncement, pool_name
-from gati_core.observe import set_up_logging
+from gati_core.observe import set_up_logging, settle_garbage_collector
 from gati_core.settings import FabricSettings
 from gati_worker.execution import Executor
 from gati_worker.ledger import CrashLedger
@@ -224,6 +224,7 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
             ledger=ledger,
         )
         await runner.start()
+        settle_garbage_collector()
         routes = [f"{','.join(h.manifest.methods)} {h.manifest.path}" for h in app.handlers.values()]
         _tell(assignment.status_fd, Status(event="ready", pool=pool, worker=runner.id, routes=routes))
         await leave.wait()

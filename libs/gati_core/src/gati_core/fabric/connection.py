@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -92,6 +93,14 @@ class Connection:
         self._dropped = 0
         self._rebuilds = 0
         self._reconnects = 0
+        self._server_id = ""
+        self.server_changed_ms = 0
+        """Unix milliseconds at which we found another server process than before; 0 when we never did.
+
+        A lone broker that was killed forgets the last acks and deliveries that it confirmed, and which
+        message ids it has seen: what must not run twice may then not be taken from before. Copies on
+        other servers (`replicas` above 1) remember.
+        """
         self._progress_at = 0.0
         self._stalled = False
         self._closing = False
@@ -126,9 +135,12 @@ class Connection:
 
         At most 20,000 messages are held; the oldest give way, and are counted as dropped.
         """
-        if self._client.is_connected:
+        try:
             self._client.publish_now(subject, payload)
-            return
+        except BrokerUnavailable:
+            self._hold(subject, payload)
+
+    def _hold(self, subject: bytes, payload: bytes) -> None:
         if len(self._held) >= _HOLD_MESSAGES:
             self._held.popleft()
             self._dropped += 1
@@ -253,6 +265,7 @@ class Connection:
                 except (nats.errors.Error, OSError, TimeoutError) as exc:
                     self._last_error = str(exc) or repr(exc)
                 else:
+                    self._server_id = str(self._client._server_info.get("server_id", ""))
                     self._progress_at = loop.time()
                     return
             if loop.time() >= give_up_at:
@@ -267,6 +280,11 @@ class Connection:
             self._client = DirectClient()
 
     def _came_up(self) -> None:
+        server_id = str(self._client._server_info.get("server_id", ""))
+        if server_id != self._server_id:
+            self._server_id = server_id
+            if self.settings.replicas == 1:
+                self.server_changed_ms = time.time_ns() // 1_000_000
         self._progress_at = asyncio.get_running_loop().time()
         self._stalled = False
         while self._held and self._client.is_connected:

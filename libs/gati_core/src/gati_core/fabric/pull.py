@@ -47,6 +47,9 @@ class Delivery:
     @property
     def attempt(self) -> int:
         """1 for the first delivery, 2 and later for redeliveries."""
+        subject = self.ack_subject
+        if subject.count(b".") == 8:  # the usual form, once per message: no more split than needed
+            return int(subject.split(b".", 5)[4])
         return int(self._ack_fields()[0])
 
     @property

@@ -1,0 +1,52 @@
+"""The handlers that the round trip is measured on: each only builds its answer.
+
+Run it with `python -m gati_worker --source benchmarks/bench_app.py`.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from gati_core import App, GlobalContext, LocalContext, Request, Response
+
+app = App("bench")
+
+
+class NewOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """An order as a customer places it."""
+
+    sku: Annotated[str, Meta(min_length=1, max_length=64)]
+    quantity: Annotated[int, Meta(ge=1, le=1000)] = 1
+
+
+class Order(msgspec.Struct):
+    """An order as it is answered; its id is the id of the request."""
+
+    id: str
+    sku: str
+    quantity: int
+
+
+class Greeting(msgspec.Struct):
+    """What the caller of `/hello/{name}` gets."""
+
+    message: str
+
+
+@app.post("/orders")
+async def order_once(req: Request[NewOrder], res: Response[Order], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """The default workload: a POST, so at most once."""
+    res.status(201).json(Order(lctx.request_id, req.body.sku, req.body.quantity))
+
+
+@app.post("/orders-again", delivery="at_least_once")
+async def order_again(req: Request[NewOrder], res: Response[Order], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """The same answer under the delivery mode that may run a request twice."""
+    res.status(201).json(Order(lctx.request_id, req.body.sku, req.body.quantity))
+
+
+@app.get("/hello/{name}")
+async def greet(req: Request[None], res: Response[Greeting], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """No body in, one route parameter."""
+    res.json(Greeting(f"Hello, {req.params['name']}!"))
