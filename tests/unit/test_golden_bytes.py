@@ -103,12 +103,13 @@ GOLDEN: dict[str, tuple[msgspec.Struct, str]] = {
             timing=Timing(1_767_225_600_000, 1_767_225_600_001, 1_767_225_600_002, 1_767_225_600_003),
             more=True,
             error=ReplyError("shop.out_of_stock", "no ada-42 left"),
+            route="/orders/{sku}",
         ),
-        "9901d92430313937633361302d303030302d373030302d383030302d303030303030303030303031cd01999392ac636f"
+        "9a01d92430313937633361302d303030302d373030302d383030302d303030303030303030303031cd01999392ac636f"
         "6e74656e742d74797065b86170706c69636174696f6e2f70726f626c656d2b6a736f6e92aa7365742d636f6f6b6965a1"
         "6192aa7365742d636f6f6b6965a162c40700ff20626f6479a87469636b65742d3294cf0000019b76daa800cf0000019b"
         "76daa801cf0000019b76daa802cf0000019b76daa803c392b173686f702e6f75745f6f665f73746f636bae6e6f206164"
-        "612d3432206c656674",
+        "612d3432206c656674ad2f6f72646572732f7b736b757d",
     ),
     "Cancel": (
         Cancel(
@@ -121,6 +122,25 @@ GOLDEN: dict[str, tuple[msgspec.Struct, str]] = {
         "676f6e65cf0000019b76db1d30",
     ),
 }
+
+OLDER: dict[str, tuple[msgspec.Struct, str]] = {
+    "Reply without route": (
+        msgspec.structs.replace(GOLDEN["Reply"][0], route=""),
+        "9901d92430313937633361302d303030302d373030302d383030302d303030303030303030303031cd01999392ac636f"
+        "6e74656e742d74797065b86170706c69636174696f6e2f70726f626c656d2b6a736f6e92aa7365742d636f6f6b6965a1"
+        "6192aa7365742d636f6f6b6965a162c40700ff20626f6479a87469636b65742d3294cf0000019b76daa800cf0000019b"
+        "76daa801cf0000019b76daa802cf0000019b76daa803c392b173686f702e6f75745f6f665f73746f636bae6e6f206164"
+        "612d3432206c656674",
+    ),
+}
+"""Bytes of earlier versions, and the message that they are now."""
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_bytes_of_an_older_version_decode_to_the_message_with_defaults(name: str) -> None:
+    message, golden = OLDER[name]
+
+    assert msgspec.msgpack.decode(bytes.fromhex(golden), type=type(message)) == message
 
 
 @pytest.mark.parametrize("name", GOLDEN)

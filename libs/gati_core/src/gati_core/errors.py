@@ -63,6 +63,14 @@ class PublishUnconfirmed(TransientError):
     title = "The queue did not confirm the request"
 
 
+class BrokerRestarted(GatiError):
+    """The broker crashed while it held this request: it may have run, and it may run only once."""
+
+    status = 502
+    code = "fabric.broker_restarted"
+    title = "The message broker restarted"
+
+
 class PublishRefused(PermanentError):
     """The broker refused this message for a reason that another attempt will not change."""
 

@@ -130,6 +130,7 @@ def replies() -> st.SearchStrategy[Reply]:
         | st.builds(Timing, received_ms=unix_ms(), routed_ms=unix_ms(), started_ms=unix_ms(), finished_ms=unix_ms()),
         more=st.booleans(),
         error=st.none() | st.builds(ReplyError, code=tokens(), message=text()),
+        route=text(),
     )
 
 

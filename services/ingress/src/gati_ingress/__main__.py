@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import uvloop
@@ -54,7 +55,9 @@ def _supervise(settings: IngressSettings, sock: socket.socket) -> int:
 
         def start() -> subprocess.Popen[bytes]:
             command = [sys.executable, "-m", "gati_ingress"]
-            return subprocess.Popen(command, env=environment, pass_fds=(sock.fileno(),), start_new_session=True)
+            return subprocess.Popen(
+                command, env=environment, pass_fds=(sock.fileno(),), stdin=subprocess.PIPE, start_new_session=True
+            )
 
         children = [start() for _ in range(settings.processes)]
         born = dict.fromkeys(range(settings.processes), time.monotonic())
@@ -78,6 +81,17 @@ def _supervise(settings: IngressSettings, sock: socket.socket) -> int:
     return 0
 
 
+def _leave_with_parent() -> None:
+    """Standard input ends when the process that started us does, even by SIGKILL: then leave as well."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
 def main() -> None:
     """Entry point. Exit code 2 for settings that cannot be used, 1 for a broker that cannot."""
     try:
@@ -87,6 +101,8 @@ def main() -> None:
         sock = _socket_for(settings)
         if settings.processes > 1 and _SOCKET not in os.environ:
             sys.exit(_supervise(settings, sock))
+        if _SOCKET in os.environ:
+            _leave_with_parent()
         uvloop.run(serve(settings, fabric_settings, sock, shared_stats=os.environ.get(_STATS, "")))
     except GatiError as exc:
         print(f"gati-ingress: {exc}", file=sys.stderr)

@@ -50,21 +50,12 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
 )
-_VERSION_NAMES = frozenset({"x-gati-version", "x-api-version", "x-version"})
-_READ_HERE = (
-    _HOP_BY_HOP
-    | _VERSION_NAMES
-    | {
-        "content-length",
-        "x-gati-flags",
-        "x-flags",
-        "x-gati-priority",
-        "x-priority",
-        "x-request-id",
-        "traceparent",
-        "idempotency-key",
-    }
-)
+# Each by its own name, then by the ones that others use.
+_VERSION_NAMES = ("x-gati-version", "x-api-version", "x-version")
+_FLAG_NAMES = ("x-gati-flags", "x-flags")
+_PRIORITY_NAMES = ("x-gati-priority", "x-priority")
+_ASKED = frozenset((*_VERSION_NAMES, *_FLAG_NAMES, *_PRIORITY_NAMES))
+_READ_HERE = _HOP_BY_HOP | _ASKED | {"content-length", "x-request-id", "traceparent", "idempotency-key"}
 _NO_BODY = frozenset({204, 304})
 _DEFAULT_PRIORITY = 5
 
@@ -365,6 +356,7 @@ def _fail(pending: _Pending, error: GatiError) -> None:
 def _read_head(raw: list[tuple[bytes, bytes]]) -> _Head:
     head = _Head()
     pairs = head.pairs
+    asked: dict[str, str] = {}
     for raw_name, raw_value in raw:
         name = raw_name.decode("latin-1")
         value = raw_value.decode("latin-1")
@@ -377,12 +369,12 @@ def _read_head(raw: list[tuple[bytes, bytes]]) -> _Head:
                 continue
             elif name in _HOP_BY_HOP:
                 continue
-            elif name in _VERSION_NAMES:
-                head.version = value if name == "x-gati-version" or not head.version else head.version
-            elif name in ("x-gati-flags", "x-flags"):
-                head.flags = [flag for part in value.split(",")[:32] if (flag := part.strip().lower())]
-            elif name in ("x-gati-priority", "x-priority"):
-                head.priority = _priority(value)
+            elif name in _ASKED:
+                if value.strip():
+                    if name not in asked:
+                        asked[name] = value
+                    elif name in _FLAG_NAMES:
+                        asked[name] += f",{value}"
             elif name == "x-request-id":
                 # Theirs is for correlation; ours is unique and goes by this name everywhere.
                 name = "x-client-request-id"
@@ -391,7 +383,16 @@ def _read_head(raw: list[tuple[bytes, bytes]]) -> _Head:
             elif name == "idempotency-key":
                 head.idempotency_key = value
         pairs.append((name, value))
+    if asked:
+        head.version = _first(asked, _VERSION_NAMES)
+        head.flags = [flag for part in _first(asked, _FLAG_NAMES).split(",")[:32] if (flag := part.strip().lower())]
+        head.priority = _priority(_first(asked, _PRIORITY_NAMES))
     return head
+
+
+def _first(asked: dict[str, str], names: tuple[str, ...]) -> str:
+    """What was asked under the first of these names that is there, whatever the order of the headers."""
+    return next((asked[name] for name in names if name in asked), "")
 
 
 def _priority(value: str) -> int:

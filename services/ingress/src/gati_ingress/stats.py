@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _MAX_SERIES = 2000
+_MAX_CODES = 500
 
 
 class RouteStats(msgspec.Struct):
@@ -75,6 +76,8 @@ class Recorder:
     def error(self, code: str) -> None:
         """One request answered with an error of this code."""
         errors = self.stats.errors
+        if code not in errors and len(errors) >= _MAX_CODES:
+            code = "other"  # handlers choose codes of their own
         errors[code] = errors.get(code, 0) + 1
 
 

@@ -20,6 +20,7 @@ import structlog
 
 from gati_core.errors import (
     Backpressure,
+    BrokerRestarted,
     BrokerUnavailable,
     GatiError,
     MalformedDescriptor,
@@ -181,6 +182,9 @@ class Router:
             target, params = self.catalogue.table.match(view.method, view.path)
         except RequestError as exc:
             self._refuse(delivery, view, exc)
+            return
+        if target.is_once and view.received_ms <= self._connection.server_changed_ms:
+            self._refuse(delivery, view, BrokerRestarted("the broker restarted; this request may have run already"))
             return
         if not target.is_live:
             self._park(delivery, view, target)

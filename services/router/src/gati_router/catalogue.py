@@ -140,16 +140,18 @@ class Catalogue:
         live: dict[str, PoolManifest] = {}
         for worker in self._workers.values():
             if worker.announcement.state == "ready":
-                live.setdefault(worker.announcement.manifest.pool, worker.announcement.manifest)
+                manifest = worker.announcement.manifest
+                known = live.get(manifest.pool)
+                # A version that comes back is published again: its latest date counts, whoever was heard first.
+                if known is None or manifest.published_ms > known.published_ms:
+                    live[manifest.pool] = manifest
         ordered = sorted(live.values(), key=lambda pool: (-pool.published_ms, pool.pool))
         remembered = sorted(
             (pool for pool in self._current.values() if pool.pool not in live), key=lambda pool: pool.pool
         )
-        shape = (
-            tuple(
-                (pool.pool, tuple((h.id, h.path, tuple(h.methods), h.mode) for h in pool.handlers)) for pool in ordered
-            ),
-            tuple((pool.pool, len(pool.handlers)) for pool in remembered),
+        shape = tuple(
+            tuple((pool.pool, tuple((h.id, h.path, tuple(h.methods), h.mode) for h in pool.handlers)) for pool in pools)
+            for pools in (ordered, remembered)
         )
         if shape == self._shape:
             return

@@ -65,7 +65,8 @@ class RouteTable(Generic[T]):
         if method not in node.leaf.methods:
             node.leaf.methods[method] = (target, tuple(names))
             self.size += 1
-        if not names:
+        if not names and "%" not in route and "\0" not in route:
+            # The shortcut compares raw paths: where decoding would change or refuse one, it may not decide.
             self._static[route] = node.leaf
 
     def match(self, method: str, path: str) -> tuple[T, dict[str, str]]:

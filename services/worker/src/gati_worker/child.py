@@ -114,6 +114,15 @@ class Child:
             log.warning("worker_killed", pid=self.pid)
         await self._process.wait()
 
+    async def dismiss(self) -> None:
+        """End it without a word: a spare, or one whose package could not be loaded."""
+        if self.is_alive:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                pass
+        await self._process.wait()
+
     def unfinished(self) -> list[LedgerEntry]:
         """What it had started and not answered; for after its end."""
         if self._ledger_path is None or not self._ledger_path.exists():

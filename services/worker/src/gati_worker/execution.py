@@ -21,6 +21,7 @@ import structlog
 from gati_core import App
 from gati_core.contexts import GlobalContext
 from gati_core.errors import (
+    BrokerRestarted,
     DeadlineExceeded,
     GatiError,
     MalformedMessage,
@@ -135,6 +136,12 @@ class Executor:
         if item.request_id in self._cancelled:
             self.stats.cancelled += 1
             delivery.ack()
+            return
+        if item.mode == "at_most_once" and item.routed_ms <= self._connection.server_changed_ms:
+            delivery.ack()
+            if item.request_id not in self._running:
+                lost = BrokerRestarted("the broker restarted; this request may have run already")
+                self._connection.publish_or_hold(item.reply_to.encode(), encode(problem_reply(lost, item.request_id)))
             return
         attempt = delivery.attempt
         if attempt > 1:

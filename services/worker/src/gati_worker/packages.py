@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import linecache
+import os
 import sys
 import tomllib
 import traceback
@@ -134,8 +135,17 @@ def load(spec: PackageSpec) -> App:
     """
     sys.path[:0] = [path for path in spec.import_paths if path not in sys.path]
     module_name, _, attribute = spec.target.partition(":")
+    if spec.root:
+        # Cached bytecode is told apart by whole seconds and size: two quick saves would look like one.
+        sys.dont_write_bytecode = True
     try:
         module = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
+            where, excerpt = _spot(exc)
+            raise LoadError(f"{type(exc).__name__}: {exc}", where=where, excerpt=excerpt) from exc
+        places = ", ".join(spec.import_paths) or "the installed packages"
+        raise LoadError(f"there is no module {exc.name!r} in {places}", where=spec.root) from exc
     except SyntaxError as exc:
         where = f"{exc.filename}:{exc.lineno}"
         excerpt = f"    {(exc.text or '').rstrip()}"
@@ -170,17 +180,36 @@ def _spot(exc: BaseException) -> tuple[str, str]:
 def fingerprint(spec: PackageSpec) -> str:
     """A hash of the package's code, independent of time, place and order of files.
 
-    Two workers with the same code are one pool; any change of code makes another.
+    Two workers with the same code are one pool; any change of code makes another. Of a package on
+    disk, all of its directory counts, because it may import anything in there.
     """
     digest = hashlib.sha256(f"{spec.target}\0{spec.version}".encode())
     top = spec.target.partition(":")[0].partition(".")[0]
     found = importlib.util.find_spec(top)
     locations = list(found.submodule_search_locations or []) if found is not None else []
     files = [file for place in locations for file in Path(place).rglob("*.py")]
+    base = Path(locations[0]) if locations else Path()
+    if spec.root and Path(spec.root).is_dir():
+        base = Path(spec.root)
+        files = _sources_below(base)
     if not files and found is not None and found.origin:
         files = [Path(found.origin)]
-    base = Path(locations[0]) if locations else (files[0].parent if files else Path())
+        base = files[0].parent
     for file in sorted(files, key=lambda each: each.relative_to(base).as_posix()):
         digest.update(file.relative_to(base).as_posix().encode() + b"\0")
         digest.update(file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _sources_below(root: Path) -> list[Path]:
+    """Python files of a source tree, without hidden directories, caches and virtual environments."""
+    files = []
+    for place, folders, names in os.walk(root):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith((".", "__pycache__", "node_modules"))
+            and not os.path.exists(os.path.join(place, name, "pyvenv.cfg"))
+        ]
+        files += [Path(place, name) for name in names if name.endswith(".py")]
+    return files

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -43,7 +44,7 @@ class Supervisor:
         self._spare: asyncio.Task[Child] | None = None
         self._hosted = [_Hosted(self, spec) for spec in specs]
         self._stopping = asyncio.Event()
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._farewells: dict[asyncio.Task[None], Child] = {}
 
     async def run(self) -> None:
         """Start everything and keep it running; returns after `stop`, with all children gone."""
@@ -62,7 +63,7 @@ class Supervisor:
             if self._farewells:
                 await asyncio.wait(list(self._farewells), timeout=within_s)
             if self._spare is not None:
-                await (await self._spare).kill()
+                await (await self._spare).dismiss()
 
     def stop(self) -> None:
         """Begin to leave."""
@@ -70,9 +71,9 @@ class Supervisor:
 
     async def kill(self) -> None:
         """Leave now: a second signal."""
-        for hosted in self._hosted:
-            if hosted.current is not None:
-                await hosted.current.kill()
+        children = [hosted.current for hosted in self._hosted if hosted.current is not None]
+        for child in (*children, *self._farewells.values()):
+            await child.kill()
 
     async def new_child(self) -> Child:
         """A child to assign; in watch mode one that was started ahead of time."""
@@ -90,8 +91,8 @@ class Supervisor:
     def say_farewell(self, child: Child) -> None:
         """Drain a replaced child in the background."""
         task = asyncio.create_task(self._drain(child))
-        self._farewells.add(task)
-        task.add_done_callback(self._farewells.discard)
+        self._farewells[task] = child
+        task.add_done_callback(self._farewells.pop)
 
     async def _drain(self, child: Child) -> None:
         await child.drain(within_s=self._settings.drain_grace_s + 6)
@@ -122,10 +123,45 @@ class Supervisor:
 
     async def _follow(self, hosted: _Hosted) -> None:
         root = Path(hosted.spec.root)
-        async for changes in watchfiles.awatch(root, debounce=200, step=20, watch_filter=_is_source):
-            names = sorted({Path(path).name for _, path in changes})
-            log.debug("package_changed", app=hosted.spec.name, files=names)
-            hosted.changed.set()
+        is_polling = False
+        while True:
+            try:
+                await self._follow_once(hosted, root, is_polling=is_polling)
+            except Exception as exc:
+                # For example no inotify watches left, or a file system that has none.
+                log.warning("watch_failed", app=hosted.spec.name, error=str(exc) or repr(exc), fallback="polling")
+                is_polling = True
+            # The directory itself was removed or replaced, and with it what was watched.
+            await anyio.sleep(0.2)
+            if await anyio.Path(root).exists():
+                hosted.changed.set()
+
+    async def _follow_once(self, hosted: _Hosted, root: Path, *, is_polling: bool) -> None:
+        # Editors replace a file instead of writing into it, which ends a watch on the file itself.
+        is_file = hosted.spec.root.endswith(".py")
+        place = anyio.Path(root.parent if is_file else root)
+        if not await place.exists():
+            return
+        identity = (await place.stat()).st_ino
+        async for changes in watchfiles.awatch(
+            str(place),
+            debounce=200,
+            step=20,
+            rust_timeout=1000,
+            yield_on_timeout=True,
+            recursive=not is_file,
+            force_polling=is_polling or None,
+            watch_filter=source_filter(root, is_file=is_file),
+        ):
+            if changes:
+                names = sorted({Path(path).name for _, path in changes})
+                log.debug("package_changed", app=hosted.spec.name, files=names)
+                hosted.changed.set()
+            try:
+                if (await place.stat()).st_ino != identity:
+                    return
+            except OSError:
+                return
 
     async def _keep_healthy(self) -> None:
         while True:
@@ -203,8 +239,9 @@ class _Hosted:
                 self.current = child
         finally:
             if self.current is not child:
-                await child.kill()
-                child.forget()
+                await child.dismiss()
+                # It pulls before it says that it is ready: what it had begun wants its answer too.
+                await self._supervisor.settle_for(child, crashed=False)
         self._supervisor.prepare_spare()
         took_ms = round((time.monotonic() - began) * 1000)
         if status.event == "ready":
@@ -215,12 +252,10 @@ class _Hosted:
 
     async def _replace(self, old: Child) -> None:
         """Start the new code beside the old; the old leaves only when the new is ready."""
-        self.current = None
         if await self._start():
             log.info("package_reloaded", app=self.spec.name)
             self._supervisor.say_farewell(old)
         else:
-            self.current = old
             log.warning("package_reload_refused", app=self.spec.name, still_serving=old.ready.pool if old.ready else "")
 
     async def _mourn(self, child: Child, *, lived_s: float) -> None:
@@ -249,8 +284,19 @@ class _Hosted:
         log.error(event, **fields)
 
 
-def _is_source(_change: watchfiles.Change, path: str) -> bool:
-    file = Path(path)
-    if file.name != "pyproject.toml" and file.suffix != ".py":
-        return False
-    return not any(part.startswith(".") or part in ("__pycache__", "node_modules") for part in file.parts[-6:])
+def source_filter(root: Path, *, is_file: bool) -> Callable[[watchfiles.Change, str], bool]:
+    """What counts as a change of the package at `root`: its Python files and its `pyproject.toml`.
+
+    Hidden directories below the root do not count; where the root itself lies does not matter.
+    """
+
+    def is_source(_change: watchfiles.Change, path: str) -> bool:
+        file = Path(path)
+        if is_file:
+            return file == root
+        if file.name != "pyproject.toml" and file.suffix != ".py":
+            return False
+        inside = file.relative_to(root).parts if file.is_relative_to(root) else file.parts[-1:]
+        return not any(part.startswith(".") or part in ("__pycache__", "node_modules") for part in inside)
+
+    return is_source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -135,22 +136,29 @@ class App:
             raise RegistrationError(f"{where}: methods {unknown or 'none'}; choose from {', '.join(METHODS)}")
         if delivery not in (None, "at_least_once", "at_most_once"):
             raise RegistrationError(f"{where}: delivery {delivery!r} is neither 'at_least_once' nor 'at_most_once'")
-        if not timeout_s > 0:
-            raise RegistrationError(f"{where}: timeout_s must be above 0, not {timeout_s}")
+        if not 0 < timeout_s < math.inf:
+            raise RegistrationError(f"{where}: timeout_s must be above 0 and finite, not {timeout_s}")
         try:
             route, _ = normalize_route(path)
         except RegistrationError as exc:
             raise RegistrationError(f"{where}: {exc}") from exc
-        handler_id = token(id or str(getattr(function, "__name__", "handler")), f"{where}: handler id")
+        if id is None:
+            id = str(getattr(function, "__name__", "handler"))
+        elif not isinstance(id, str):
+            raise RegistrationError(f"{where}: a handler id must be a string, not {id!r}")
+        handler_id = token(id, f"{where}: handler id")
         if handler_id in self._handlers:
             other = self._handlers[handler_id].manifest.source
             raise RegistrationError(f"{where}: handler id {handler_id!r} is taken by {other}; pass id=")
+        shape = "/".join("{}" if part.startswith("{") else part for part in route.split("/"))
         for method in methods:
-            self._claim(method, route, handler_id, where)
+            taken = self._routes.get((method, shape))
+            if taken is not None:
+                raise RegistrationError(f"{where}: {method} {route} is already served by handler {taken!r}")
         safe = idempotent or all(method in _IDEMPOTENT for method in methods)
         manifest = HandlerManifest(
             id=handler_id,
-            methods=list(methods),
+            methods=list(dict.fromkeys(methods)),
             path=route,
             mode=delivery or ("at_least_once" if safe else "at_most_once"),
             timeout_s=timeout_s,
@@ -158,15 +166,10 @@ class App:
             summary=(inspect.getdoc(function) or "").partition("\n")[0],
             source=source_of(function),
         )
+        # Last, so that a refused registration leaves nothing behind.
         self._handlers[handler_id] = Handler(manifest, self._call(function, manifest))
+        self._routes.update(((method, shape), handler_id) for method in methods)
         return function
-
-    def _claim(self, method: str, route: str, handler_id: str, where: str) -> None:
-        shape = "/".join("{}" if part.startswith("{") else part for part in route.split("/"))
-        taken = self._routes.get((method, shape))
-        if taken is not None:
-            raise RegistrationError(f"{where}: {method} {route} is already served by handler {taken!r}")
-        self._routes[method, shape] = handler_id
 
     @staticmethod
     def _call(function: Any, manifest: HandlerManifest) -> HandlerCall:

@@ -7,7 +7,8 @@ import re
 from gati_core.errors import RegistrationError
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}|:([A-Za-z_][A-Za-z0-9_]*)")
-_BRACES = re.compile(r"[{}]")
+_BRACES = re.compile(r"[{}]|^:")
+_MAX_LENGTH = 1024  # what a manifest may hold
 
 
 def normalize_route(path: str) -> tuple[str, tuple[str, ...]]:
@@ -17,7 +18,8 @@ def normalize_route(path: str) -> tuple[str, tuple[str, ...]]:
     is added, repeated slashes become one, a trailing slash goes.
 
     Raises:
-        RegistrationError: a parameter that is not a whole segment, has no proper name or repeats.
+        RegistrationError: a parameter that is not a whole segment, has no proper name or repeats;
+            a query, a fragment or a control character; longer than a manifest may say.
 
     >>> normalize_route("users//:id/")
     ('/users/{id}', ('id',))
@@ -41,8 +43,11 @@ def normalize_route(path: str) -> tuple[str, tuple[str, ...]]:
             continue
         if _BRACES.search(segment):
             raise RegistrationError(
-                f"route {path!r}: segment {segment!r} must be literal or exactly one {{name}}"
+                f"route {path!r}: segment {segment!r} must be literal or exactly one {{name}} or :name"
                 " of letters, digits and underscores"
             )
         segments.append(segment)
-    return "/" + "/".join(segments), tuple(names)
+    route = "/" + "/".join(segments)
+    if len(route) > _MAX_LENGTH:
+        raise RegistrationError(f"route {path[:40]!r}…: {len(route)} characters exceed the limit of {_MAX_LENGTH}")
+    return route, tuple(names)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -45,8 +47,7 @@ def check_handler(function: Any) -> bool:
     """
     if not callable(function) or inspect.isclass(function):
         raise RegistrationError(f"a handler must be a function, not {function!r}")
-    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    target = getattr(target, "func", target) if not inspect.isroutine(target) else target
+    target = _target(function)
     if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
         raise RegistrationError(f"{describe(function)}: a handler may not be a generator; use res to answer")
     try:
@@ -55,7 +56,14 @@ def check_handler(function: Any) -> bool:
         raise RegistrationError(f"{describe(function)}: its parameters are not known to Python") from exc
     _check_parameters(function, list(signature.parameters.values()))
     _check_return(function, signature.return_annotation)
-    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(function, "func", None))
+    return inspect.iscoroutinefunction(target)
+
+
+def _target(function: Any) -> Any:
+    """The function behind partial objects and objects with `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _check_parameters(function: Any, parameters: list[inspect.Parameter]) -> None:
@@ -73,15 +81,24 @@ def _check_parameters(function: Any, parameters: list[inspect.Parameter]) -> Non
 
 def _check_return(function: Any, annotation: Any) -> None:
     if isinstance(annotation, str):
-        annotation = _hints(function).get("return", annotation)
+        annotation = _hints(_target(function)).get("return", annotation)
+    if not _is_nothing(annotation):
+        raise RegistrationError(
+            f"{describe(function)}: a handler answers through res and returns None, not {_name(annotation)}"
+        )
+
+
+def _is_nothing(annotation: Any) -> bool:
+    """Whether it means None or an awaitable of None."""
     if annotation in (inspect.Signature.empty, None, type(None), typing.NoReturn, typing.Never, Any):
-        return
+        return True
     origin = typing.get_origin(annotation) or annotation
+    arguments = typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return all(_is_nothing(each) for each in arguments)
     if inspect.isclass(origin) and issubclass(origin, _AWAITABLES):
-        return
-    raise RegistrationError(
-        f"{describe(function)}: a handler answers through res and returns None, not {_name(annotation)}"
-    )
+        return not arguments or _is_nothing(arguments[-1])  # of Coroutine[Y, S, R], the R
+    return False
 
 
 def body_type(function: Callable[..., Any]) -> Any:
@@ -90,11 +107,10 @@ def body_type(function: Callable[..., Any]) -> Any:
     Raises:
         RegistrationError: the annotation names something that cannot be found.
     """
-    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
     parameters = list(inspect.signature(function).parameters.values())
     annotation = parameters[0].annotation
     if isinstance(annotation, str):
-        annotation = _hints(target).get(parameters[0].name)
+        annotation = _hints(_target(function)).get(parameters[0].name)
     if typing.get_origin(annotation) is not Request:
         return None
     (argument,) = typing.get_args(annotation)
@@ -110,7 +126,7 @@ def _hints(function: Any) -> dict[str, Any]:
             f"{describe(function)}: the annotations name {exc.name!r}, which is not defined at module level;"
             " types of handlers must be importable at run time (not only under TYPE_CHECKING)"
         ) from exc
-    except TypeError as exc:
+    except (TypeError, AttributeError, SyntaxError) as exc:
         raise RegistrationError(f"{describe(function)}: the annotations cannot be evaluated: {exc}") from exc
 
 

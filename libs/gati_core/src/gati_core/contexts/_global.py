@@ -57,6 +57,9 @@ class _Buckets(Mapping[str, Bucket]):
                 f"bucket {name!r} is not declared (declared: {known}); add app.bucket({name!r})"
             ) from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._buckets
+
     def __iter__(self) -> Any:
         return iter(self._buckets)
 

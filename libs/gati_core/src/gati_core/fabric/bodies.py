@@ -8,6 +8,7 @@ from __future__ import annotations
 import anyio
 import nats.errors
 import nats.js.errors
+from nats.js.api import ObjectInfo
 from nats.js.object_store import ObjectStore
 
 from gati_core.errors import BrokerUnavailable, PermanentError
@@ -37,6 +38,7 @@ class Bodies:
         Raises:
             BrokerUnavailable: it could not be stored in time.
         """
+        self._require_broker()
         try:
             with anyio.fail_after(_TIMEOUT_S):
                 await (await self._store()).put(ticket, body)
@@ -51,19 +53,21 @@ class Bodies:
             BodyLost: there is no such body.
             BrokerUnavailable: it could not be read in time.
         """
+        self._require_broker()
         try:
             with anyio.fail_after(_TIMEOUT_S):
                 store = await self._store()
+                await self._require_chunks(ticket, await store.get_info(ticket))
                 result = await store.get(ticket)
                 if not keep:
                     await store.delete(ticket)
         except nats.js.errors.NotFoundError as exc:
             raise BodyLost(f"no body under ticket {ticket}") from exc
+        except (nats.js.errors.DigestMismatchError, nats.js.errors.BadObjectMetaError) as exc:
+            raise BodyLost(f"the body under ticket {ticket} is damaged") from exc
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             raise BrokerUnavailable(f"reading the body {ticket}: {str(exc) or repr(exc)}") from exc
-        if result.data is None:
-            raise BodyLost(f"the body under ticket {ticket} is empty")
-        return bytes(result.data)
+        return bytes(result.data or b"")
 
     async def drop(self, ticket: str) -> None:
         """Delete a body that nobody will read; failures are left to the time to live."""
@@ -72,6 +76,19 @@ class Bodies:
                 await (await self._store()).delete(ticket)
         except (nats.errors.Error, nats.js.errors.NotFoundError, OSError, TimeoutError):
             return
+
+    def _require_broker(self) -> None:
+        # nats-py would keep the request, let us time out, and send it all the same after a reconnect (F11).
+        if not self._connection.is_up:
+            raise BrokerUnavailable(f"object store {self._bucket}: the broker is away")
+
+    async def _require_chunks(self, ticket: str, info: ObjectInfo) -> None:
+        """Chunks and entry expire one by one, and nats-py waits for ever for chunks that are gone."""
+        if info.size:
+            subject = f"$O.{self._bucket}.C.{info.nuid}"
+            stream = await self._connection.jetstream().stream_info(f"OBJ_{self._bucket}", subjects_filter=subject)
+            if (stream.state.subjects or {}).get(subject, 0) != info.chunks:
+                raise BodyLost(f"the body under ticket {ticket} is damaged: chunks are missing")
 
     async def _store(self) -> ObjectStore:
         return await self._connection.jetstream().object_store(self._bucket)

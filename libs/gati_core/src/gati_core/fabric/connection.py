@@ -334,7 +334,7 @@ class Connection:
 
     async def _keep_ticking(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._closing:
             await anyio.sleep(_TICK_S)
             now = loop.time()
             for ticker in list(self._tickers):
@@ -347,7 +347,7 @@ class Connection:
         """Turn "no progress" into `is_up = False`, and a long stall into a new connection."""
         loop = asyncio.get_running_loop()
         seen = -1
-        while True:
+        while not self._closing:  # asked as well as cancelled: `wait_for` of Python 3.11 can swallow a cancellation
             await anyio.sleep(_PING_EVERY_S)
             client = self._client
             if not client.is_connected:
@@ -404,6 +404,7 @@ async def open_connection(settings: FabricSettings, *, name: str) -> AsyncIterat
     try:
         yield connection
     finally:
+        connection._closing = True
         for duty_task in duties:
             duty_task.cancel()
         await asyncio.gather(*duties, return_exceptions=True)

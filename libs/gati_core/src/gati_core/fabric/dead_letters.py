@@ -16,8 +16,9 @@ import nats.js.errors
 from gati_core.errors import BrokerUnavailable, GatiError, MalformedMessage, RequestError
 from gati_core.fabric.connection import Connection
 from gati_core.fabric.publisher import WindowedPublisher
+from gati_core.fabric.stored import text_headers
 from gati_core.ids import new_request_id
-from gati_core.wire import RequestDescriptor, decode_descriptor, decode_work, encode
+from gati_core.wire import PRIORITIES, RequestDescriptor, decode_descriptor, decode_work, encode
 
 _ORIGINAL = "Gati-Original-"
 _RERUN_DEADLINE_S = 30
@@ -93,7 +94,7 @@ class DeadLetters:
             raise RequestError(f"there is no dead letter {sequence}") from exc
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             raise BrokerUnavailable(f"reading dead letter {sequence}: {exc!r}") from exc
-        headers = dict(message.headers or {})
+        headers = text_headers(message.headers)
         tokens = (message.subject or "").split(".")
         return DeadLetter(
             sequence=sequence,
@@ -133,6 +134,8 @@ class DeadLetters:
         """
         letter = await self.get(sequence)
         descriptor = _descriptor_of(letter)
+        if descriptor.priority not in PRIORITIES:
+            raise MalformedMessage(f"dead letter {sequence} has priority {descriptor.priority}, which no router reads")
         now_ms = time.time_ns() // 1_000_000
         descriptor.request_id = new_request_id(now_ms)
         descriptor.reply_to = f"{self._connection.subjects.namespace}.reply.requeued.{descriptor.request_id}"
@@ -144,8 +147,17 @@ class DeadLetters:
         return descriptor.request_id
 
     async def delete(self, sequence: int) -> None:
-        """Remove a dead letter for good."""
-        await self._connection.jetstream().delete_msg(self._connection.subjects.dead_stream, sequence)
+        """Remove a dead letter for good.
+
+        Raises:
+            RequestError: there is none under this number.
+        """
+        try:
+            await self._connection.jetstream().delete_msg(self._connection.subjects.dead_stream, sequence)
+        except nats.js.errors.APIError as exc:  # the server calls a missing message "stream store EOF"
+            raise RequestError(f"there is no dead letter {sequence}") from exc
+        except (nats.errors.Error, OSError, TimeoutError) as exc:
+            raise BrokerUnavailable(f"deleting dead letter {sequence}: {exc!r}") from exc
 
 
 def _descriptor_of(letter: DeadLetter) -> RequestDescriptor:

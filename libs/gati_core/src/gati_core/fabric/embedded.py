@@ -65,6 +65,11 @@ class EmbeddedBroker:
             raise BrokerUnavailable("the embedded broker is not running")
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the server was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self, *, within_s: float = 10.0) -> EmbeddedBroker:
         """Start and return once JetStream answers, not only the port (F17).
 

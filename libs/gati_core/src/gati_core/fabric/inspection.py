@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import msgspec
 import nats.errors
 import nats.js.errors
@@ -73,8 +75,8 @@ async def inspect_stream(connection: Connection, stream: str) -> StreamReport | 
         bytes=info.state.bytes,
         max_messages=max(0, config.max_msgs or 0),
         max_messages_per_subject=max(0, config.max_msgs_per_subject or 0),
-        discard=str(config.discard.value if config.discard is not None else ""),
-        retention=str(config.retention.value if config.retention is not None else ""),
+        discard=_text(config.discard),
+        retention=_text(config.retention),
         replicas=config.num_replicas or 1,
         consumers=[
             ConsumerReport(
@@ -108,3 +110,8 @@ async def read_bucket(connection: Connection, bucket: str, *, within_s: float = 
         return {entry.key: entry.value for entry in view.entries()}
     finally:
         await view.aclose()
+
+
+def _text(value: object) -> str:
+    """A policy's name: an enumeration when we set it, plain text when the server told it."""
+    return str(value.value) if isinstance(value, Enum) else str(value or "")

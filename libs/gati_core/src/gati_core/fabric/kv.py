@@ -18,8 +18,8 @@ import nats.js.errors
 import structlog
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from gati_core.errors import BrokerUnavailable, GatiError, KeyConflict, RequestError
-from gati_core.fabric._client import parse_headers
+from gati_core.errors import BrokerUnavailable, GatiError, KeyConflict, MessageTooLarge, RequestError
+from gati_core.fabric._client import format_headers, parse_headers
 from gati_core.fabric.connection import Connection, Subscription
 from gati_core.ids import new_instance_id
 
@@ -121,6 +121,12 @@ class KvBucket:
         self._must_be_up("writing", key)
         if ttl_s:
             headers["Nats-TTL"] = str(ttl_s)
+        self._require_broker()
+        size = len(value) + len(format_headers(headers))
+        if size > self._connection.max_payload:  # nats-py looks at the value only (F7)
+            raise MessageTooLarge(
+                f"value and headers of {size} bytes exceed max_payload of {self._connection.max_payload}"
+            )
         try:
             ack = await self._connection.jetstream().publish(
                 self._prefix + _checked(key), value, headers=headers or None
@@ -136,6 +142,11 @@ class KvBucket:
     def _must_be_up(self, doing: str, key: str) -> None:
         if not self._connection.is_up:
             raise BrokerUnavailable(f"{doing} key {key!r} of bucket {self.bucket}: the broker is away")
+
+    def _require_broker(self) -> None:
+        # nats-py would keep the request, let us time out, and send it all the same after a reconnect (F11).
+        if not self._connection.is_up:
+            raise BrokerUnavailable(f"bucket {self.bucket}: the broker is away")
 
     def _unavailable(self, doing: str, key: str, exc: Exception) -> BrokerUnavailable:
         return BrokerUnavailable(f"{doing} key {key!r} of bucket {self.bucket}: {str(exc) or repr(exc)}")
@@ -172,6 +183,8 @@ class KvView:
         self._loaded = asyncio.Event()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._confirmed_at = 0.0
         self._loop = asyncio.get_running_loop()
         self.reloads = 0
 
@@ -195,12 +208,12 @@ class KvView:
         """Stop following. The entries stay as they were."""
         self._connection.off(self._reload)
         self._connection.off(self._check)
-        if self._task is not None:
+        # A cancel that meets an answer of the broker gets lost (nats-py turns it into a timeout, and so
+        # does wait_for before Python 3.12), hence the flag, and hence more than one cancel.
+        self._is_closed = True
+        while self._task is not None and not self._task.done():
             self._task.cancel()
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                pass
+            await asyncio.wait([self._task], timeout=0.1)
         await self._leave()
 
     def get(self, key: str) -> Entry | None:
@@ -213,7 +226,7 @@ class KvView:
 
     def staleness_s(self) -> float:
         """Seconds since the broker last confirmed that this view is current (heartbeats count)."""
-        return max(0.0, self._loop.time() - self._heard_at) if self._loaded.is_set() else float("inf")
+        return max(0.0, self._loop.time() - self._confirmed_at) if self._loaded.is_set() else float("inf")
 
     # -- reading everything -------------------------------------------------------------------
 
@@ -222,7 +235,7 @@ class KvView:
 
     async def _keep_loading(self) -> None:
         delay_s = 0.05
-        while True:
+        while not self._is_closed:
             await self._wake.wait()
             self._wake.clear()
             try:
@@ -281,6 +294,10 @@ class KvView:
             if status == 100:
                 if int(headers.get("Nats-Last-Consumer", "0")) != self._next_delivery - 1:
                     self._wake.set()  # a message was lost on the way
+                elif self._loading is not None:
+                    self._finish_loading()  # the last keys expired before their turn came
+                else:
+                    self._confirmed_at = self._heard_at
                 return
         fields = reply.split(b".")
         fields = fields[4:] if len(fields) == 9 else fields[6:]
@@ -289,7 +306,8 @@ class KvView:
             self._wake.set()
             return
         self._next_delivery += 1
-        self._last_revision = revision
+        # Never lower than a revision that a check has found: its message may be gone.
+        self._last_revision = max(self._last_revision, revision)
         key = subject[self._prefix :].decode()
         is_gone = "KV-Operation" in headers or "Nats-Marker-Reason" in headers
         target = self._entries if self._loading is None else self._loading
@@ -299,6 +317,7 @@ class KvView:
             known = target.get(key)
             target[key] = Entry(key, data, revision)
         if self._loading is None:
+            self._confirmed_at = self._heard_at
             if not is_gone or known is not None:
                 self._changed(key, None if is_gone else data)
         elif pending == 0:
@@ -313,6 +332,7 @@ class KvView:
             old = before.get(key)
             if old is None or old.value != entry.value or old.revision != entry.revision:
                 self._changed(key, entry.value)
+        self._confirmed_at = self._heard_at
         self._loaded.set()
 
     def _changed(self, key: str, value: bytes | None) -> None:

@@ -148,6 +148,8 @@ class PullConsumer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._renewing = False
+        self._renew_again = False
+        self._renewal: asyncio.Task[None] | None = None
         self.stats = PullStats()
 
     @property
@@ -168,6 +170,8 @@ class PullConsumer:
         self._is_pulling = False
         self._connection.off(self._came_up)
         self._connection.off(self._check)
+        if self._renewal is not None:
+            await asyncio.wait([self._renewal])  # it sees that we stopped, and leaves its inbox
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.aclose()
@@ -235,7 +239,7 @@ class PullConsumer:
         room = min(self._batch, self.capacity - self._busy) - self._wanted
         if room <= 0 or self._wanted > self._batch // 2 or not self._is_pulling or self._inbox == b"":
             return
-        if self._loop.time() < self._pause_until:
+        if self._renewing or self._loop.time() < self._pause_until:
             return
         request = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (
             room,
@@ -250,12 +254,10 @@ class PullConsumer:
         self.stats.requests += 1
 
     def _came_up(self) -> None:
-        # The server forgot our requests with the old connection (F10).
-        self._wanted = 0
+        # A server that died forgot our requests (F10); one that lived on may still answer them, because
+        # their inbox is listened on again. A new inbox and new requests are right in both cases.
         self._pause_until = 0.0
-        self._heard_at = self._loop.time()
-        self.stats.reissued += 1
-        self._schedule()
+        self._start_renewal()
 
     def _check(self, now: float) -> None:
         if not self._connection.is_up or not self._is_pulling:
@@ -268,20 +270,33 @@ class PullConsumer:
             return
         if now - self._heard_at > 2.5 * _HEARTBEAT_S and not self._renewing:
             # Neither message nor heartbeat: the server does not know our requests any more.
-            self._renewing = True
-            self.stats.reissued += 1
             log.warning("pull_silent", consumer=self._name, silent_s=round(now - self._heard_at, 1))
-            self._renewal = self._loop.create_task(self._renew())
+            self._start_renewal()
+
+    def _start_renewal(self) -> None:
+        if self._renewing:
+            self._renew_again = True
+            return
+        self._renewing = True
+        self.stats.reissued += 1
+        self._renewal = self._loop.create_task(self._renew())
 
     async def _renew(self) -> None:
         """Move to a new inbox, so that answers to the old requests cannot upset the count."""
         try:
-            old, self._subscription = self._subscription, None
-            if old is not None:
-                await old.aclose()  # first: what still arrives there counts against the old requests
-            await self._open_inbox()
-            self._schedule()
+            self._renew_again = True
+            while self._renew_again and self._is_pulling:
+                self._renew_again = False
+                old, self._subscription = self._subscription, None
+                if old is not None:
+                    await old.aclose()  # first: what still arrives there counts against the old requests
+                if self._is_pulling:
+                    await self._open_inbox()
+            if not self._is_pulling and self._subscription is not None:  # stopped meanwhile
+                left, self._subscription = self._subscription, None
+                await left.aclose()
         except GatiError as exc:
             log.warning("pull_renewal_failed", consumer=self._name, error=str(exc))
         finally:
             self._renewing = False
+            self._schedule()

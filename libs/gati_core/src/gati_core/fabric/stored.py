@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from email.header import decode_header
+from typing import Any
+
 import msgspec
 import nats.errors
 import nats.js.errors
@@ -31,7 +35,21 @@ async def read_stored(connection: Connection, stream: str, sequence: int) -> Sto
         return None
     except (nats.errors.Error, OSError, TimeoutError) as exc:
         raise BrokerUnavailable(f"reading message {sequence} of {stream}: {exc!r}") from exc
-    return StoredMessage(sequence, message.subject or "", message.data or b"", dict(message.headers or {}))
+    return StoredMessage(sequence, message.subject or "", message.data or b"", text_headers(message.headers))
+
+
+def text_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Headers of a message read by nats-py, all of them text.
+
+    nats-py reads headers as if they were mail: a value with UTF-8 in it comes back as a `Header`
+    object, in spite of its types.
+    """
+    return {name: value if isinstance(value, str) else _decoded(value) for name, value in (headers or {}).items()}
+
+
+def _decoded(value: Any) -> str:
+    parts = [part.encode() if isinstance(part, str) else part for part, _ in decode_header(value)]
+    return b"".join(parts).decode(errors="replace")
 
 
 async def delete_stored(connection: Connection, stream: str, sequence: int) -> None:

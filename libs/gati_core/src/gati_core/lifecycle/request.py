@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from gati_core.errors import InvalidBody, UnsupportedMedia
+from gati_core.errors import InvalidBody, RequestError, UnsupportedMedia
 from gati_core.wire import RequestDescriptor
 
 B = TypeVar("B")
@@ -74,9 +74,16 @@ class Request(Generic[B]):
 
     @property
     def query(self) -> dict[str, str | list[str]]:
-        """Decoded query parameters; a repeated key is a list."""
+        """Decoded query parameters; a repeated key is a list.
+
+        Raises:
+            RequestError: more than 1000 of them.
+        """
         if self._query is None:
-            parsed = parse_qs(self._descriptor.query, keep_blank_values=True, max_num_fields=1000)
+            try:
+                parsed = parse_qs(self._descriptor.query, keep_blank_values=True, max_num_fields=1000)
+            except ValueError as exc:
+                raise RequestError("the query has more than 1000 parameters") from exc
             self._query = {key: values[0] if len(values) == 1 else values for key, values in parsed.items()}
         return self._query
 

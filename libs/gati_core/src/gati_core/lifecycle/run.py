@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -82,10 +83,12 @@ async def run_handler(
             await call.function(request, response, gctx, lctx)
         else:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(threads, call.function, request, response, gctx, lctx)
+            later = await loop.run_in_executor(threads, _call_in_thread, call.function, request, response, gctx, lctx)
+            if inspect.isawaitable(later):
+                await later
     except asyncio.CancelledError:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:  # an exit would take along every other request of this process
         timing = Timing(descriptor.received_ms, routed_ms, started_ms, time.time_ns() // 1_000_000)
         if response.is_sent():
             log.error("handler_failed_after_response", request_id=descriptor.request_id, handler=call.id, exc_info=exc)
@@ -106,6 +109,14 @@ async def run_handler(
         None,
         call.path,
     )
+
+
+def _call_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except StopIteration as exc:
+        # No future can carry it: its waiter would never wake.
+        raise RuntimeError("the handler raised StopIteration") from exc
 
 
 def error_reply(exc: BaseException, request_id: str, *, handler: str, timing: Timing | None = None) -> Reply:

@@ -99,7 +99,7 @@ def parse_pool_manifest(data: bytes, *, key: str) -> PoolManifest:
 def _parse(data: bytes, kind: type[T], key: str) -> T:
     try:
         document = msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise MalformedManifest(f"{key}: {exc}") from exc
     protocol = getattr(document, "protocol", PROTOCOL)
     if protocol != PROTOCOL:

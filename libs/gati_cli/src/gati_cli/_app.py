@@ -1,0 +1,174 @@
+"""The commands and their help texts; each imports its own module when it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gati_cli._errors import CliError
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where the command runs; read once in `__main__`."""
+
+    environ: dict[str, str]
+    directory: Path
+
+
+app = typer.Typer(
+    name="gati",
+    help="Run and look after a Gati fabric: HTTP requests become messages, messages run your handlers.",
+    epilog="Start with: gati dev PATH_TO_YOUR_PACKAGE",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+dead = typer.Typer(
+    help="Messages that could not be handled: list them, look at one, run them again.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(dead, name="dead")
+
+NatsUrl = Annotated[
+    str,
+    typer.Option(
+        "--nats-url",
+        metavar="URL",
+        help="The broker. Otherwise GATI_NATS_URL, the `gati dev` of this directory, or nats://127.0.0.1:4222.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gati {version('gati-cli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Run and look after a Gati fabric: HTTP requests become messages, messages run your handlers."""
+
+
+@app.command()
+def dev(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATHS]...",
+            help="Handler packages: a .py file, a directory with __init__.py, or a project with pyproject.toml."
+            " The current directory when none is given.",
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="HTTP port; 0 takes any free one. Otherwise GATI_INGRESS_PORT, or 8080."),
+    ] = None,
+    nats_url: Annotated[
+        str,
+        typer.Option(
+            "--nats-url",
+            metavar="URL",
+            help="Use this broker, or the one in GATI_NATS_URL, instead of starting an embedded one.",
+        ),
+    ] = "",
+) -> None:
+    """Run your handler packages on this machine and reload them whenever you save.
+
+    Starts a broker (its state stays in .gati/nats), an ingress, a router and a worker, prints the
+    routes and how to call them, and runs until Ctrl-C, which stops everything it started.
+    """
+    from gati_cli.dev import DevOptions, run_dev
+
+    around: Surroundings = context.obj
+    options = DevOptions(
+        paths=tuple(paths or [Path()]),
+        port=port,
+        nats_url=nats_url or around.environ.get("GATI_NATS_URL", ""),
+        directory=around.directory,
+    )
+    raise typer.Exit(run_dev(options, around.environ))
+
+
+@app.command()
+def routes(context: typer.Context, nats_url: NatsUrl = "", as_json: Json = False) -> None:
+    """Show every route of the fabric: who serves it, how it is delivered, and whether a worker lives."""
+    from gati_cli.routes import show_routes
+    from gati_cli.target import find_target
+
+    around: Surroundings = context.obj
+    show_routes(find_target(nats_url, around.environ, around.directory), as_json=as_json)
+
+
+@app.command()
+def doctor(context: typer.Context, nats_url: NatsUrl = "", as_json: Json = False) -> None:
+    """Check what is reachable and which versions run, and say what to do. Exit code 1 if anything fails."""
+    from gati_cli.doctor import examine
+    from gati_cli.target import find_target
+
+    around: Surroundings = context.obj
+    target = find_target(nats_url, around.environ, around.directory)
+    raise typer.Exit(examine(target, around.environ, as_json=as_json))
+
+
+@dead.command("list")
+def dead_list(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, newest first.")] = 20,
+    nats_url: NatsUrl = "",
+    as_json: Json = False,
+) -> None:
+    """List dead letters, the newest first, with the reason why each was given up."""
+    from gati_cli.dead import list_dead
+    from gati_cli.target import find_target
+
+    around: Surroundings = context.obj
+    list_dead(find_target(nats_url, around.environ, around.directory), limit=limit, as_json=as_json)
+
+
+@dead.command("show")
+def dead_show(
+    context: typer.Context,
+    number: Annotated[int, typer.Argument(min=1, help="The number that `gati dead list` shows.")],
+    nats_url: NatsUrl = "",
+) -> None:
+    """Show one dead letter: its cause, its headers, and the message itself."""
+    from gati_cli.dead import show_dead
+    from gati_cli.target import find_target
+
+    around: Surroundings = context.obj
+    show_dead(find_target(nats_url, around.environ, around.directory), number)
+
+
+@dead.command("requeue")
+def dead_requeue(
+    context: typer.Context,
+    numbers: Annotated[list[int] | None, typer.Argument(min=1, help="Numbers that `gati dead list` shows.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Requeue every dead letter that holds a request.")] = False,
+    nats_url: NatsUrl = "",
+) -> None:
+    """Run the request of a dead letter again, under a new id and with a new deadline.
+
+    Nobody waits for the answer any more; what the handler does still happens.
+    """
+    from gati_cli.dead import requeue_dead
+    from gati_cli.target import find_target
+
+    if bool(numbers) == everything:
+        raise CliError("name the dead letters to requeue, or pass --all", exit_code=2)
+    around: Surroundings = context.obj
+    requeue_dead(find_target(nats_url, around.environ, around.directory), numbers or [], everything=everything)

@@ -1,0 +1,90 @@
+"""The promise: what others may import. A name that comes or goes is written down here first."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+NAMES = {
+    "gati_core": [
+        "App",
+        "Bucket",
+        "GatiError",
+        "GlobalContext",
+        "HandlerError",
+        "KeyConflict",
+        "LocalContext",
+        "Request",
+        "Response",
+    ],
+    "gati_core.wire": [
+        "LANES",
+        "PRIORITIES",
+        "PROTOCOL",
+        "Cancel",
+        "DeliveryMode",
+        "HeaderPairs",
+        "Principal",
+        "Reply",
+        "ReplyError",
+        "RequestDescriptor",
+        "RoutingView",
+        "Subjects",
+        "Timing",
+        "WorkItem",
+        "decode_cancel",
+        "decode_descriptor",
+        "decode_reply",
+        "decode_routing",
+        "decode_work",
+        "encode",
+        "for_namespace",
+        "from_json",
+        "problem_body",
+        "problem_parts",
+        "problem_reply",
+        "to_json",
+        "token",
+    ],
+    "gati_core.fabric": [
+        "Bodies",
+        "BodyLost",
+        "Connection",
+        "ConnectionHealth",
+        "DeadLetter",
+        "DeadLetters",
+        "Delivery",
+        "DeliveryPort",
+        "EmbeddedBroker",
+        "Entry",
+        "Fabric",
+        "KvBucket",
+        "KvView",
+        "MessagePort",
+        "PublishResult",
+        "PublisherPort",
+        "PullConsumer",
+        "Topology",
+        "WindowedPublisher",
+        "find_server",
+        "format_headers",
+        "free_port",
+        "open_connection",
+        "open_fabric",
+        "parse_headers",
+        "stream_state",
+    ],
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_public_names_are_the_ones_written_here(module: str) -> None:
+    assert sorted(importlib.import_module(module).__all__) == sorted(NAMES[module])
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_every_public_name_is_there(module: str) -> None:
+    imported = importlib.import_module(module)
+
+    assert [name for name in NAMES[module] if not hasattr(imported, name)] == []
