@@ -16,7 +16,9 @@ Collect = Callable[..., AbstractAsyncContextManager["Collector"]]
 class Collector:
     """Pulls, and leaves every settlement to the test."""
 
-    def __init__(self, fabric: Fabric, *, stream: str, durable: str, capacity: int, batch: int) -> None:
+    def __init__(
+        self, fabric: Fabric, *, stream: str, durable: str, capacity: int, batch: int, once: bool = False
+    ) -> None:
         self._queue: asyncio.Queue[Delivery] = asyncio.Queue()
         self.seen: list[Delivery] = []
         self.most_busy = 0
@@ -27,6 +29,7 @@ class Collector:
             capacity=capacity,
             on_delivery=self._on_delivery,
             batch=batch,
+            delivers_once=once,
         )
 
     def _on_delivery(self, delivery: Delivery) -> None:
@@ -58,7 +61,8 @@ async def collecting(
     """Pull the work of handler `h` of a pool, whose consumer is created when it is missing."""
     durables = await fabric.topology.ensure_pool(pool, {"h": mode})
     stream = fabric.subjects.work_stream
-    collector = Collector(fabric, stream=stream, durable=durables[mode], capacity=capacity, batch=batch)
+    once = mode == "at_most_once"
+    collector = Collector(fabric, stream=stream, durable=durables[mode], capacity=capacity, batch=batch, once=once)
     await collector.consumer.start()
     try:
         yield collector

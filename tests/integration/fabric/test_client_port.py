@@ -60,8 +60,15 @@ async def test_everything_published_in_one_turn_leaves_in_one_write(
 ) -> None:
     client = gati_fabric.connection._client
     writes: list[int] = []
-    write = client._transport.write
-    monkeypatch.setattr(client._transport, "write", lambda data: (writes.append(len(data)), write(data)))
+    transport = client._transport
+    assert transport is not None
+    write = transport.write
+
+    def counted(data: bytes) -> None:
+        writes.append(len(data))
+        write(data)
+
+    monkeypatch.setattr(transport, "write", counted)
 
     for _ in range(50):
         client.publish_now(b"plain", b"x")

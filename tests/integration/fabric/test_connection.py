@@ -291,7 +291,7 @@ async def test_a_client_is_replaced_again_and_again(gati_fabric: Fabric) -> None
     connection = gati_fabric.connection
     for times in (1, 2, 3):
         await connection._client.close()
-        await eventually(lambda times=times: connection.health().rebuilds == times, within_s=3)  # type: ignore[misc]
+        await eventually(lambda times=times: connection.health().rebuilds == times, within_s=3)
     assert await gati_fabric.publisher.send(gati_fabric.subjects.req(5), b"x") == 1
 
 

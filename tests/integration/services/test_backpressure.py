@@ -77,25 +77,37 @@ async def test_one_handlers_full_queue_refuses_its_requests_and_no_others(start:
     }
     packages = ["ledger_app.py", "echo_app.py"]
     async with start(packages=packages, environment=environment) as fabric, fabric.client() as client:
-        slow = [
-            asyncio.create_task(client.post("/once", json={"id": f"a{n}", "act": "sleep", "seconds": 1.0}))
-            for n in range(9)
-        ]
-        done, _ = await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED, timeout=5)
-        first = refusals([task.result() for task in done], "fabric.backpressure")
-        assert first
-        assert first[0].elapsed.total_seconds() < 0.9, "it waited for a slot instead of being refused"
+
+        def ask(count: int, prefix: str) -> list[asyncio.Task[httpx.Response]]:
+            errands = [{"id": f"{prefix}{n}", "act": "sleep", "seconds": 1.5} for n in range(count)]
+            return [asyncio.create_task(client.post("/once", json=errand)) for errand in errands]
+
+        running = ask(2, "running")
+        await eventually(lambda: len(fabric.ledger.counts("start")) == 2, within_s=5)
+        began = time.monotonic()
+        waiting = ask(7, "waiting")
+        await eventually(lambda: sum(task.done() for task in waiting) == 4, within_s=5)
+        assert time.monotonic() - began < 1, "they waited for a slot instead of being refused"
 
         assert (await client.post("/again", json={"id": "b"})).status_code == 200
         assert (await client.get("/text")).status_code == 200
-        answers = await asyncio.gather(*slow)
-        # Two run at once and three wait; the rest is refused.
-        assert len(refusals(list(answers), "fabric.backpressure")) == 4
-        assert [answer.status_code for answer in answers].count(200) == 5
+        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
+        answers = await asyncio.gather(*waiting)
+        assert len(refusals(answers, "fabric.backpressure")) == 4
+        assert [answer.status_code for answer in answers].count(200) == 3
 
 
-async def test_without_a_broker_requests_are_refused_quickly(start: StartFabric) -> None:
-    async with start() as fabric, fabric.client() as client:
+@pytest.fixture(scope="module")
+async def robbed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FabricUnderTest]:
+    """A fabric whose broker is taken away and given back; it notices a frozen one after a second."""
+    environment = {"GATI_FABRIC_STALLED_AFTER_S": "1", "GATI_INGRESS_REQUEST_TIMEOUT_S": "4"}
+    async with running_fabric(tmp_path_factory.mktemp("robbed"), environment=environment) as fabric:
+        yield fabric
+
+
+async def test_without_a_broker_requests_are_refused_quickly(robbed: FabricUnderTest) -> None:
+    fabric = robbed
+    async with fabric.client() as client:
         assert (await client.post("/once", json={"id": "a"})).status_code == 200
         fabric.broker.kill()
 
@@ -110,12 +122,17 @@ async def test_without_a_broker_requests_are_refused_quickly(start: StartFabric)
 
         assert len(refusals(list(answers), "fabric.unavailable")) == 20
         assert took_s < 1
-        await asyncio.to_thread(fabric.broker.start)  # so that the processes can say goodbye
+        await asyncio.to_thread(fabric.broker.start)
+
+        async def is_served() -> bool:
+            return (await client.post("/again", json={"id": "d"})).status_code == 200
+
+        await eventually(is_served, within_s=5)
 
 
-async def test_a_frozen_broker_is_noticed_and_requests_are_refused_quickly(start: StartFabric) -> None:
-    environment = {"GATI_FABRIC_STALLED_AFTER_S": "1", "GATI_INGRESS_REQUEST_TIMEOUT_S": "4"}
-    async with start(environment=environment) as fabric, fabric.client() as client:
+async def test_a_frozen_broker_is_noticed_and_requests_are_refused_quickly(robbed: FabricUnderTest) -> None:
+    fabric = robbed
+    async with fabric.client() as client:
         fabric.broker.pause()
         try:
 
@@ -197,7 +214,7 @@ async def test_work_whose_deadline_passed_in_the_workers_queue_is_never_run(hurr
 async def test_a_request_waits_for_a_worker_that_is_about_to_come_and_not_for_one_that_does_not(
     start: StartFabric,
 ) -> None:
-    environment = {"GATI_ROUTER_NO_WORKER_WAIT_S": "4"}
+    environment = {"GATI_ROUTER_NO_WORKER_WAIT_S": "3"}
     async with start(environment=environment) as fabric, fabric.client() as client:
         fabric.workers[0].terminate()
         assert await fabric.workers[0].wait() == 0

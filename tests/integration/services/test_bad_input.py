@@ -154,6 +154,16 @@ async def test_a_chunked_body_above_the_limit_gets_413(shared: FabricUnderTest) 
     assert (status, json.loads(body)["code"]) == (413, "request.body_too_large")
 
 
+async def test_a_client_that_sends_everything_before_it_reads_sees_the_refusal_too(shared: FabricUnderTest) -> None:
+    """A connection closed on unread bytes is reset, and the answer is lost with it."""
+    async with shared.client() as client:
+        for _ in range(3):
+            large_body = await client.post("/digest", content=bytes(3 * LIMIT))
+            many_headers = await client.get("/text", headers=[(f"h{number}", "x" * 100) for number in range(5000)])
+
+            assert (large_body.status_code, many_headers.status_code) == (413, 431)
+
+
 async def test_a_body_of_exactly_the_limit_is_served(client: httpx.AsyncClient) -> None:
     answer = await client.post("/digest", content=bytes(LIMIT))
 

@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from gati_core.fabric import EmbeddedBroker, free_port
-from tests.helpers.processes import PACKAGES
+from tests.helpers.processes import PACKAGES, FabricUnderTest, running_fabric
 from tests.helpers.waiting import eventually
 from tests.integration.services.conftest import StartFabric
 
@@ -50,8 +51,17 @@ async def test_a_working_fabric_is_alive_and_ready(client: httpx.AsyncClient, pa
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_a_frozen_broker_makes_the_ingress_unready_and_leaves_it_alive(start: StartFabric) -> None:
-    async with start(environment={"GATI_FABRIC_STALLED_AFTER_S": "1"}) as fabric, fabric.client() as client:
+@pytest.fixture(scope="module")
+async def probed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FabricUnderTest]:
+    """A fabric that is quick to notice what is missing: heartbeats every half second, keys for four of them."""
+    environment = {"GATI_FABRIC_STALLED_AFTER_S": "1", "GATI_ROUTER_HEARTBEAT_S": "0.5"}
+    async with running_fabric(tmp_path_factory.mktemp("probed"), environment=environment) as fabric:
+        yield fabric
+
+
+async def test_a_frozen_broker_makes_the_ingress_unready_and_leaves_it_alive(probed: FabricUnderTest) -> None:
+    fabric = probed
+    async with fabric.client() as client:
         fabric.broker.pause()
         try:
             await eventually(lambda: is_unready(client, "broker"), within_s=5)
@@ -63,8 +73,9 @@ async def test_a_frozen_broker_makes_the_ingress_unready_and_leaves_it_alive(sta
         await eventually(lambda: is_ready(client), within_s=5)
 
 
-async def test_without_a_router_the_ingress_says_so(start: StartFabric) -> None:
-    async with start() as fabric, fabric.client() as client:
+async def test_without_a_router_the_ingress_says_so(probed: FabricUnderTest) -> None:
+    fabric = probed
+    async with fabric.client() as client:
         fabric.routers[0].terminate()
         assert await fabric.routers[0].wait() == 0
         await eventually(lambda: is_unready(client, "no router is alive"), within_s=3)
@@ -135,20 +146,14 @@ async def test_several_processes_share_one_port_and_one_scrape_sees_them_all(sta
             assert (await client.post("/again", json={"id": "b"})).status_code == 200
 
 
-async def test_processes_of_an_ingress_whose_parent_was_killed_leave_too(start: StartFabric) -> None:
+async def test_children_leave_when_the_process_that_started_them_was_killed(start: StartFabric) -> None:
     async with start(environment={"GATI_INGRESS_PROCESSES": "2"}) as fabric:
-        children = fabric.ingresses[0].children()
-        os.kill(fabric.ingresses[0].pid, signal.SIGKILL)
+        for parent, count in ((fabric.ingresses[0], 2), (fabric.workers[0], 1)):
+            children = parent.children()
+            assert len(children) == count
+            os.kill(parent.pid, signal.SIGKILL)
 
-        await eventually(lambda: not set(children) & set(fabric.processes()), within_s=5)
-
-
-async def test_a_workers_child_leaves_when_its_supervisor_was_killed(start: StartFabric) -> None:
-    async with start() as fabric:
-        (child,) = fabric.workers[0].children()
-        os.kill(fabric.workers[0].pid, signal.SIGKILL)
-
-        await eventually(lambda: child not in fabric.processes(), within_s=5)
+            await eventually(lambda children=children: not set(children) & set(fabric.processes()), within_s=5)
 
 
 # -- leaving ------------------------------------------------------------------------------------

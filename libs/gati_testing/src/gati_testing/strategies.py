@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 from hypothesis import strategies as st
@@ -23,6 +23,7 @@ from gati_core.wire import (
 from gati_core.wire.subjects import PRIORITIES, TOKEN
 
 _INT64 = 2**63 - 1
+_READ_BY_THE_INGRESS = frozenset({"x-version", "x-flags", "x-priority"})
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -142,4 +143,95 @@ def cancels() -> st.SearchStrategy[Cancel]:
         request_id=request_ids(),
         reason=st.sampled_from(("deadline", "client_gone")),
         deadline_ms=unix_ms(),
+    )
+
+
+# -- what is declared, and what clients send ----------------------------------------------------
+
+HANDLER_PARAMETERS = ("req", "res", "gctx", "lctx")
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """One parameter of a generated callable."""
+
+    name: str
+    kind: str
+    """`positional only`, `positional`, `var positional`, `keyword only` or `var keyword`."""
+    has_default: bool = False
+
+
+class HandlerShape(msgspec.Struct, frozen=True):
+    """The declaration of a callable that somebody may try to register."""
+
+    parameters: tuple[Parameter, ...]
+    form: str
+    """`def`, `async def`, `generator`, `async generator`, `method` or `callable object`."""
+    returns: str
+    """The return annotation as source text; empty for none."""
+
+
+def handler_shapes() -> st.SearchStrategy[HandlerShape]:
+    """Callables of every signature, the right one often enough to be seen."""
+    return st.builds(
+        HandlerShape,
+        parameters=_good_parameters() | _any_parameters(),
+        form=st.sampled_from(("def", "async def", "method", "callable object", "generator", "async generator"))
+        | st.sampled_from(("def", "async def")),
+        returns=st.sampled_from(("", "None", "Awaitable[None]", "Coroutine[Any, Any, None]"))
+        | st.sampled_from(("", "None", "int", "str", "dict[str, int]", "Response", "list[None]", "bool | None")),
+    )
+
+
+def _good_parameters() -> st.SearchStrategy[tuple[Parameter, ...]]:
+    names = st.just(HANDLER_PARAMETERS) | st.lists(
+        st.from_regex(r"[a-z]{5,8}", fullmatch=True), min_size=4, max_size=4, unique=True
+    ).map(tuple)
+    kinds = st.integers(0, 4).map(lambda count: ["positional only"] * count + ["positional"] * (4 - count))
+    return st.tuples(names, kinds).map(lambda both: tuple(map(Parameter, both[0], both[1])))
+
+
+@st.composite
+def _any_parameters(draw: st.DrawFn) -> tuple[Parameter, ...]:
+    """Any parameters in an order that Python itself allows."""
+    only, both, named = (draw(st.integers(0, most)) for most in (3, 5, 2))
+    kinds = ["positional only"] * only + ["positional"] * both
+    # From the first default on, every positional parameter has one.
+    first_default = draw(st.integers(0, len(kinds)) | st.just(len(kinds)))
+    defaults = [place >= first_default for place in range(len(kinds))]
+    if draw(st.booleans()):
+        kinds, defaults = [*kinds, "var positional"], [*defaults, False]
+    kinds, defaults = (
+        kinds + ["keyword only"] * named,
+        defaults + draw(st.lists(st.booleans(), min_size=named, max_size=named)),
+    )
+    if draw(st.booleans()):
+        kinds, defaults = [*kinds, "var keyword"], [*defaults, False]
+    pool = st.sampled_from(HANDLER_PARAMETERS) | st.from_regex(r"[a-z]{5,8}", fullmatch=True)
+    names = draw(st.lists(pool, min_size=len(kinds), max_size=len(kinds), unique=True))
+    return tuple(map(Parameter, names, kinds, defaults))
+
+
+class HttpRequest(msgspec.Struct, frozen=True):
+    """What a client sends."""
+
+    method: str
+    path: str
+    """Percent-encoded, with the query."""
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
+def http_requests(
+    *, paths: st.SearchStrategy[str], methods: tuple[str, ...] = _METHODS
+) -> st.SearchStrategy[HttpRequest]:
+    """Well-formed requests for these paths, with queries, headers and bodies of any content."""
+    query = st.lists(st.tuples(text(), text()), max_size=3).map(urlencode)
+    names = st.from_regex(r"x-[a-z]{1,12}", fullmatch=True).filter(lambda name: name not in _READ_BY_THE_INGRESS)
+    values = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=30)
+    return st.builds(
+        HttpRequest,
+        method=st.sampled_from(methods),
+        path=st.tuples(paths, query).map(lambda both: "?".join(part for part in both if part)),
+        headers=st.lists(st.tuples(names, values), max_size=4).map(tuple),
+        body=st.binary(max_size=300),
     )

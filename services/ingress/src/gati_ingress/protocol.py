@@ -23,6 +23,9 @@ class _Refused(Exception):
     """Stops the parser; the reason is in `_refusal`."""
 
 
+_LINGER_S = 2.0
+
+
 class _HeadHolder:
     """A transport that keeps back a response's head until its body comes: one system call, not two.
 
@@ -30,10 +33,11 @@ class _HeadHolder:
     that wants its head to leave early sends an empty first part of the body.
     """
 
-    __slots__ = ("_held", "_transport")
+    __slots__ = ("_close", "_held", "_transport")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._transport = transport
+        self._close = close
         self._held: bytes | None = b""  # nothing yet; None once the head has left
 
     def write(self, data: bytes) -> None:
@@ -53,7 +57,7 @@ class _HeadHolder:
         if self._held:
             self._transport.write(self._held)
             self._held = None
-        self._transport.close()
+        self._close()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -69,10 +73,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_head_open = False
         self._head_timer: TimerHandle | None = None
         self._refusal: GatiError | None = None
+        self._linger_timer: TimerHandle | None = None
         self._max_head = self.settings.max_head_bytes
         self._max_headers = self.settings.max_headers
 
     def data_received(self, data: bytes) -> None:
+        if self._linger_timer is not None:
+            return
         self._head_bytes += len(data)
         super().data_received(data)
         if self._is_head_open and self._refusal is None and self.parser is not None:
@@ -104,7 +111,7 @@ class GuardedProtocol(HttpToolsProtocol):
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before and self.scope["method"] != "HEAD":  # there uvicorn writes a head and no body
-            self.cycle.transport = _HeadHolder(self.transport)  # type: ignore[assignment]
+            self.cycle.transport = _HeadHolder(self.transport, self._close)  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0
@@ -115,6 +122,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         gone, self.on_gone = self.on_gone, None
         super().connection_lost(exc)
         if gone is not None:
@@ -145,7 +154,24 @@ class GuardedProtocol(HttpToolsProtocol):
         headers += [("x-request-id", request_id), ("content-length", str(len(body))), ("connection", "close")]
         lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in headers]
         self.transport.write(b"".join([*lines, b"\r\n", body]))
-        self.transport.close()
+        self._linger()
+
+    def _close(self) -> None:
+        if "gati.is_whole" in self.scope:
+            self.transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close so that the answer arrives: our half now, the other once the client has stopped sending.
+
+        Closed at once, what is still on its way to us would be answered with a reset, and most clients
+        then report that instead of the answer, which they have not read yet (RFC 9112, section 9.6).
+        """
+        if self._linger_timer is None and not self.transport.is_closing():
+            self._linger_timer = self.loop.call_later(_LINGER_S, self.transport.close)
+            self.transport.write_eof()
+            self.flow.resume_reading()  # to drop it: a full buffer would keep the client from reading
 
 
 def guarded_protocol(settings: IngressSettings) -> type[GuardedProtocol]:

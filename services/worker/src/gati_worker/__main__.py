@@ -7,6 +7,7 @@ and `--watch` replaces it whenever its files change.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from gati_core.errors import GatiError
 from gati_core.fabric import open_fabric
 from gati_core.observe import set_up_logging
 from gati_core.settings import FabricSettings, fabric_from_env, from_env
+from gati_worker.child import Child
 from gati_worker.packages import PackageSpec, find_in, find_installed
 from gati_worker.settings import WorkerSettings
 from gati_worker.supervisor import Supervisor
@@ -31,9 +33,10 @@ async def run(
     settings: WorkerSettings, fabric_settings: FabricSettings, specs: list[PackageSpec], *, watch: bool
 ) -> None:
     """Supervise until SIGINT or SIGTERM; a second signal kills what has not left."""
+    first_child = asyncio.create_task(Child.spawn()) if watch else None
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_fabric(fabric_settings, name="gati-worker") as fabric, anyio.create_task_group() as tasks:
-            supervisor = Supervisor(settings=settings, fabric=fabric, specs=specs, watch=watch)
+            supervisor = Supervisor(settings=settings, fabric=fabric, specs=specs, watch=watch, first_child=first_child)
 
             async def listen() -> None:
                 seen = 0

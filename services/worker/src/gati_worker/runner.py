@@ -9,6 +9,7 @@ that a child started ahead of time takes over within milliseconds.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import socket
@@ -122,13 +123,14 @@ class Runner:
                 published_ms=self._started_ms,
             )
         )
-        for durable in durables.values():
+        for mode, durable in durables.items():
             consumer = PullConsumer(
                 connection,
                 stream=subjects.work_stream,
                 durable=durable,
                 capacity=self._settings.max_in_flight,
                 on_delivery=self._executor.on_delivery,
+                delivers_once=mode == "at_most_once",
             )
             self._consumers.append(consumer)
             await consumer.start()
@@ -159,8 +161,7 @@ class Runner:
         self._state = "draining"
         try:
             await self._announce()
-            for consumer in self._consumers:
-                await consumer.stop_pulling()
+            await asyncio.gather(*(consumer.stop_pulling() for consumer in self._consumers))
         except TransientError as exc:
             log.warning("goodbye_failed", error=str(exc))
         self._fabric.connection.on_tick(self.executor.tick)
@@ -243,6 +244,10 @@ def _tell(fd: int, status: Status) -> None:
 
 def main() -> None:
     """Entry point of the child: exit code 0 after a drain, 3 when the package could not be started."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            # What a handler prints appears when it happens, and a line in one piece.
+            output.reconfigure(line_buffering=True, write_through=False)
     line = sys.stdin.buffer.readline()
     if not line.strip():
         return  # a spare that was not needed

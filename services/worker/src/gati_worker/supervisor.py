@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from gati_worker.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 _QUICK_CRASH_S = 5.0
+_SPARES = 2
+"""Children started ahead in watch mode: two saves in a row find one each."""
+_SPARE_DELAY_S = 1.0
 
 
 class Supervisor:
@@ -33,15 +37,24 @@ class Supervisor:
 
     Args:
         watch: replace a package's child when its files change (packages with a `root` only).
+        first_child: one that was started while the broker was still awaited.
     """
 
     def __init__(
-        self, *, settings: WorkerSettings, fabric: Fabric, specs: list[PackageSpec], watch: bool = False
+        self,
+        *,
+        settings: WorkerSettings,
+        fabric: Fabric,
+        specs: list[PackageSpec],
+        watch: bool = False,
+        first_child: asyncio.Task[Child] | None = None,
     ) -> None:
         self._settings = settings
         self._fabric = fabric
         self._watch = watch
-        self._spare: asyncio.Task[Child] | None = None
+        self._spares: deque[asyncio.Task[Child]] = deque([first_child] if first_child is not None else [])
+        self._spare_wanted = asyncio.Event()
+        self._is_starting = True
         self._hosted = [_Hosted(self, spec) for spec in specs]
         self._stopping = asyncio.Event()
         self._farewells: dict[asyncio.Task[None], Child] = {}
@@ -62,8 +75,9 @@ class Supervisor:
             await asyncio.gather(*(hosted.leave(within_s=within_s) for hosted in self._hosted))
             if self._farewells:
                 await asyncio.wait(list(self._farewells), timeout=within_s)
-            if self._spare is not None:
-                await (await self._spare).dismiss()
+            self._spare_wanted.set()
+            for spare in self._spares:
+                await (await spare).dismiss()
 
     def stop(self) -> None:
         """Begin to leave."""
@@ -79,14 +93,30 @@ class Supervisor:
         """A child to assign; in watch mode one that was started ahead of time."""
         if not self._watch:
             return await Child.spawn()
-        spare, self._spare = self._spare, None
-        child = await spare if spare is not None else await Child.spawn()
-        return child if child.is_alive else await Child.spawn()
+        self._spare_wanted.set()
+        while self._spares:
+            child = await self._spares.popleft()
+            if child.is_alive:
+                return child
+        return await Child.spawn()
 
-    def prepare_spare(self) -> None:
-        """Have the next child ready before it is needed."""
-        if self._watch and self._spare is None and not self._stopping.is_set():
-            self._spare = asyncio.create_task(Child.spawn())
+    def prepare_spares(self) -> None:
+        """Have the next children ready before they are needed, but not before those needed now have started."""
+        if not self._watch or self._stopping.is_set():
+            return
+        self._spare_wanted.clear()
+        delay_s = _SPARE_DELAY_S if self._is_starting else 0.0
+        self._is_starting = False
+        while len(self._spares) < _SPARES:
+            self._spares.append(asyncio.create_task(self._spawn_spare(delay_s)))
+            delay_s += _SPARE_DELAY_S
+
+    async def _spawn_spare(self, delay_s: float) -> Child:
+        try:
+            await asyncio.wait_for(self._spare_wanted.wait(), delay_s)
+        except TimeoutError:
+            pass
+        return await Child.spawn()
 
     def say_farewell(self, child: Child) -> None:
         """Drain a replaced child in the background."""
@@ -242,7 +272,7 @@ class _Hosted:
                 await child.dismiss()
                 # It pulls before it says that it is ready: what it had begun wants its answer too.
                 await self._supervisor.settle_for(child, crashed=False)
-        self._supervisor.prepare_spare()
+        self._supervisor.prepare_spares()
         took_ms = round((time.monotonic() - began) * 1000)
         if status.event == "ready":
             log.info("package_started", app=self.spec.name, pool=status.pool, pid=child.pid, took_ms=took_ms)

@@ -49,8 +49,6 @@ def service_environ(
         "GATI_NAMESPACE": namespace,
         "GATI_INGRESS_HOST": host,
         "GATI_INGRESS_PORT": str(port),
-        # A handler's print() must appear when it happens.
-        "PYTHONUNBUFFERED": "1",
     }
     for service in ("INGRESS", "ROUTER", "WORKER"):
         # JSON, because `_lines` reads it; info, because readiness and reloads are told at that level.
@@ -58,4 +56,5 @@ def service_environ(
         if environ.get(f"GATI_{service}_LOG_LEVEL", "").lower() != "debug":
             ours[f"GATI_{service}_LOG_LEVEL"] = "info"
     ours["GATI_INGRESS_DRAIN_GRACE_S"] = environ.get("GATI_INGRESS_DRAIN_GRACE_S", "2")
-    return {**environ, **ours}
+    # Unbuffered processes write a line in several pieces, and those of two processes get mixed.
+    return {name: value for name, value in {**environ, **ours}.items() if name != "PYTHONUNBUFFERED"}

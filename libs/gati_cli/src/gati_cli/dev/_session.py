@@ -30,6 +30,7 @@ _START_WITHIN_S = 40.0
 _REMIND_EVERY_S = 3.0
 _RESTART_ONCE_PER_S = 30.0
 _SAME_KEYPRESS_S = 0.3
+_OLD_CODE_LEAVES_S = 1.0
 # Together below five seconds, with half a second for the broker.
 _STOP_WITHIN_S = {"ingress": (2.3, 2.2), "router": (0.7, 0.5), "worker": (1.2, 0.6)}
 
@@ -166,9 +167,11 @@ class Session:
 
     async def _stop(self) -> None:
         for name in ("ingress", "router", "worker"):
-            within_s, insist_after_s = _STOP_WITHIN_S[name]
+            # Before it served, nothing can be in flight that is worth waiting for.
+            within_s, insist_after_s = _STOP_WITHIN_S[name] if self._is_serving else (0.5, 0.4)
             service = self._services[name]
-            if not await service.stop(within_s=within_s, insist_after_s=insist_after_s):
+            left = await service.stop(within_s=within_s, insist_after_s=insist_after_s)
+            if not left and self._is_serving:
                 self._output.say(f"the {name} did not leave in time and was killed", "yellow")
             if self._guard is not None:
                 self._guard.forget(service.pid)
@@ -296,6 +299,12 @@ class Session:
             )
         say("Save a file to reload it. Ctrl-C stops.", "dim")
 
+    async def _follow_routes(self) -> None:
+        """New routes are there at once; old ones go when the old code has begun to leave."""
+        await self._refresh_routes()
+        await asyncio.sleep(_OLD_CODE_LEAVES_S)
+        await self._refresh_routes()
+
     async def _refresh_routes(self) -> None:
         from gati_cli.routes import read_routes
         from gati_core.errors import GatiError
@@ -351,7 +360,7 @@ class Session:
             return
         self._output.say(f"{verb} {app} in {took_s:.2f} s", "green")
         if self._refresh is None or self._refresh.done():
-            self._refresh = asyncio.create_task(self._refresh_routes())
+            self._refresh = asyncio.create_task(self._follow_routes())
 
     # -- keeping it up ------------------------------------------------------------------------
 

@@ -121,7 +121,6 @@ class KvBucket:
         self._must_be_up("writing", key)
         if ttl_s:
             headers["Nats-TTL"] = str(ttl_s)
-        self._require_broker()
         size = len(value) + len(format_headers(headers))
         if size > self._connection.max_payload:  # nats-py looks at the value only (F7)
             raise MessageTooLarge(
@@ -142,11 +141,6 @@ class KvBucket:
     def _must_be_up(self, doing: str, key: str) -> None:
         if not self._connection.is_up:
             raise BrokerUnavailable(f"{doing} key {key!r} of bucket {self.bucket}: the broker is away")
-
-    def _require_broker(self) -> None:
-        # nats-py would keep the request, let us time out, and send it all the same after a reconnect (F11).
-        if not self._connection.is_up:
-            raise BrokerUnavailable(f"bucket {self.bucket}: the broker is away")
 
     def _unavailable(self, doing: str, key: str, exc: Exception) -> BrokerUnavailable:
         return BrokerUnavailable(f"{doing} key {key!r} of bucket {self.bucket}: {str(exc) or repr(exc)}")

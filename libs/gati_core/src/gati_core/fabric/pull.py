@@ -23,6 +23,7 @@ from gati_core.ids import new_instance_id
 log = structlog.get_logger(__name__)
 
 _EXPIRES_S = 30.0
+_SHORT_EXPIRES_S = 1.0
 _HEARTBEAT_S = 2.0
 _ACK, _TERM, _PROGRESS = b"+ACK", b"+TERM", b"+WPI"
 
@@ -118,6 +119,9 @@ class PullConsumer:
         batch: most messages in one pull request.
         on_delivery: called from the read loop for every message: bounded work, never raises, and
             must settle the delivery sooner or later.
+        delivers_once: the consumer has `max_deliver=1`: a message that the server sends while we
+            leave the inbox would be lost for good. Requests are then short, and leaving waits until
+            none is open.
     """
 
     def __init__(
@@ -129,6 +133,7 @@ class PullConsumer:
         capacity: int,
         on_delivery: Callable[[Delivery], None],
         batch: int = 256,
+        delivers_once: bool = False,
     ) -> None:
         self._connection = connection
         self._on_delivery = on_delivery
@@ -136,6 +141,7 @@ class PullConsumer:
         self._name = f"{stream}/{durable}"
         self.capacity = capacity
         self._batch = min(batch, capacity)
+        self._delivers_once = delivers_once
         self._wanted = 0
         self._busy = 0
         self._inbox = b""
@@ -147,6 +153,7 @@ class PullConsumer:
         self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._request_ended = asyncio.Event()
         self._renewing = False
         self._renew_again = False
         self._renewal: asyncio.Task[None] | None = None
@@ -172,9 +179,22 @@ class PullConsumer:
         self._connection.off(self._check)
         if self._renewal is not None:
             await asyncio.wait([self._renewal])  # it sees that we stopped, and leaves its inbox
+        if self._delivers_once:
+            await self._outlive_requests()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.aclose()
+
+    async def _outlive_requests(self) -> None:
+        """Wait until no request is open; what arrives meanwhile is handled as ever."""
+        give_up_at = self._loop.time() + _SHORT_EXPIRES_S + 0.5
+        while self._wanted > 0 and self._connection.is_up and self._loop.time() < give_up_at:
+            self._request_ended.clear()
+            try:
+                async with asyncio.timeout_at(give_up_at):
+                    await self._request_ended.wait()
+            except TimeoutError:
+                log.warning("pull_request_left_open", consumer=self._name, wanted=self._wanted)
 
     async def wait_idle(self) -> None:
         """Return once nothing that was delivered is unsettled."""
@@ -195,6 +215,8 @@ class PullConsumer:
             return
         if self._wanted > 0:
             self._wanted -= 1
+            if self._wanted == 0:
+                self._request_ended.set()
         self._busy += 1
         self._idle.clear()
         self.stats.delivered += 1
@@ -218,6 +240,7 @@ class PullConsumer:
             self._wanted = 0
             self._pause_until = self._loop.time() + 0.25
             log.warning("pull_refused", consumer=self._name, status=status, reason=raw[8:80].decode("latin-1").strip())
+        self._request_ended.set()
         if self._pause_until <= self._loop.time():
             self._schedule()
 
@@ -243,8 +266,8 @@ class PullConsumer:
             return
         request = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (
             room,
-            int(_EXPIRES_S * 1e9),
-            int(_HEARTBEAT_S * 1e9),
+            int((_SHORT_EXPIRES_S if self._delivers_once else _EXPIRES_S) * 1e9),
+            int((_SHORT_EXPIRES_S / 2 if self._delivers_once else _HEARTBEAT_S) * 1e9),
         )
         try:
             self._connection.publish_now(self._ask, request, self._inbox)

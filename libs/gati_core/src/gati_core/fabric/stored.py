@@ -38,7 +38,7 @@ async def read_stored(connection: Connection, stream: str, sequence: int) -> Sto
     return StoredMessage(sequence, message.subject or "", message.data or b"", text_headers(message.headers))
 
 
-def text_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+def text_headers(headers: Mapping[str, Any] | None) -> dict[str, str]:
     """Headers of a message read by nats-py, all of them text.
 
     nats-py reads headers as if they were mail: a value with UTF-8 in it comes back as a `Header`

@@ -94,9 +94,18 @@ class Topology:
             Delivery mode → durable name, for the modes that this pool uses.
         """
         durables: dict[str, str] = {}
+        wanted = {
+            mode: {self._subjects.work(pool, handler) for handler, of in handlers.items() if of == mode}
+            for mode in ("at_least_once", "at_most_once")
+        }
+        try:
+            for mode, subjects in wanted.items():
+                await self._make_way(self._pool_consumer(pool, mode), subjects)
+        except (nats.errors.Error, OSError, TimeoutError) as exc:
+            raise _as_gati_error(exc, f"preparing the consumers of pool {pool}") from exc
         for mode in sorted(set(handlers.values())):
-            durable = self._subjects.work_consumer(pool) + ("-once" if mode == "at_most_once" else "")
-            filters = sorted(self._subjects.work(pool, handler) for handler, of in handlers.items() if of == mode)
+            durable = self._pool_consumer(pool, mode)
+            filters = sorted(wanted[mode])
             config = ConsumerConfig(
                 durable_name=durable,
                 ack_policy=AckPolicy.EXPLICIT,
@@ -112,6 +121,32 @@ class Topology:
                 raise _as_gati_error(exc, f"preparing the consumer of pool {pool}") from exc
             durables[mode] = durable
         return durables
+
+    def _pool_consumer(self, pool: str, mode: str) -> str:
+        return self._subjects.work_consumer(pool) + ("-once" if mode == "at_most_once" else "")
+
+    async def _make_way(self, durable: str, wanted: set[str]) -> None:
+        """Take from a pool's consumer the handlers that it no longer serves.
+
+        A handler that changed its delivery mode moves to the pool's other consumer, which the server
+        refuses as long as the two overlap (F2).
+        """
+        if not self._applies:
+            return
+        js = self._connection.jetstream()
+        try:
+            config = (await js.consumer_info(self._subjects.work_stream, durable)).config
+        except nats.js.errors.NotFoundError:
+            return
+        found = set(config.filter_subjects or ([config.filter_subject] if config.filter_subject else []))
+        if found <= wanted:
+            return
+        kept = sorted(found & wanted)
+        if kept:
+            config.filter_subject, config.filter_subjects = None, kept
+            await js.add_consumer(self._subjects.work_stream, config)
+        else:
+            await js.delete_consumer(self._subjects.work_stream, durable)
 
     async def ensure_bucket(self, bucket: str, *, marker_ttl_s: float = 0.0, history: int = 1) -> None:
         """A key-value bucket. With `marker_ttl_s`, watchers see keys expire."""
@@ -251,6 +286,11 @@ class Topology:
         if found is not None and found.config.backoff:
             raise TopologyError(f"consumer {name} of {stream} has a backoff, which shortens its ack_wait: remove it")
         if found is not None and not self._applies:
+            if (wanted.max_deliver == 1) != (found.config.max_deliver == 1):
+                raise TopologyError(
+                    f"consumer {name} of {stream} has max_deliver={found.config.max_deliver}, gati needs"
+                    f" {wanted.max_deliver}: remove it"
+                )
             return
         if found is None:
             self._require_apply(f"consumer {name} of {stream}")
