@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from gati_core.errors import GatiError, MalformedMessage, PoisonMessage, TransientError, WorkerCrashed
-from gati_core.fabric import Delivery, Fabric, PullConsumer
+from gati_core.fabric import DeliveryPort, Fabric, PullConsumer
 from gati_core.fabric.stored import StoredMessage, delete_stored, read_stored
 from gati_core.wire import decode_routing, decode_work, encode, problem_reply
 
@@ -55,12 +55,12 @@ class AdvisoryMover:
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=2.0)
 
-    def _on_delivery(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: DeliveryPort) -> None:
         task = asyncio.get_running_loop().create_task(self._move(delivery))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _move(self, delivery: Delivery) -> None:
+    async def _move(self, delivery: DeliveryPort) -> None:
         try:
             advisory = msgspec.json.decode(delivery.data, type=_Advisory)
         except msgspec.DecodeError as exc:

@@ -31,7 +31,7 @@ from gati_core.errors import (
     RequestError,
     TransientError,
 )
-from gati_core.fabric import Delivery, Fabric, KvBucket, KvView, PullConsumer
+from gati_core.fabric import DeliveryPort, Fabric, KvBucket, KvView, PublisherPort, PullConsumer
 from gati_core.fabric.topology import MAX_ATTEMPTS, REQ_ACK_WAIT_S
 from gati_core.manifests import RouterBeat
 from gati_core.wire import LANES, PROTOCOL, RoutingView, WorkItem, decode_cancel, decode_routing, encode, problem_reply
@@ -63,7 +63,7 @@ class RouterStats(msgspec.Struct):
 class _Parked:
     __slots__ = ("delivery", "leased_at", "until", "view")
 
-    def __init__(self, delivery: Delivery, view: RoutingView, until: float, leased_at: float) -> None:
+    def __init__(self, delivery: DeliveryPort, view: RoutingView, until: float, leased_at: float) -> None:
         self.delivery = delivery
         self.view = view
         self.until = until
@@ -77,7 +77,7 @@ class Router:
         self._settings = settings
         self._fabric = fabric
         self._connection = fabric.connection
-        self._publisher = fabric.publisher
+        self._publisher: PublisherPort = fabric.publisher
         self.id = router_id
         self.stats = RouterStats()
         self._loop = asyncio.get_running_loop()
@@ -154,7 +154,7 @@ class Router:
 
     # -- one request --------------------------------------------------------------------------
 
-    def _on_delivery(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: DeliveryPort) -> None:
         stats = self.stats
         stats.received += 1
         try:
@@ -177,7 +177,7 @@ class Router:
             return
         self._route(delivery, view)
 
-    def _route(self, delivery: Delivery, view: RoutingView) -> None:
+    def _route(self, delivery: DeliveryPort, view: RoutingView) -> None:
         try:
             target, params = self.catalogue.table.match(view.method, view.path)
         except RequestError as exc:
@@ -209,7 +209,7 @@ class Router:
         except GatiError as exc:
             self._on_published(delivery, exc)
 
-    def _on_published(self, delivery: Delivery, error: GatiError | None) -> None:
+    def _on_published(self, delivery: DeliveryPort, error: GatiError | None) -> None:
         if error is None:
             self.stats.routed += 1
             delivery.ack()
@@ -220,7 +220,7 @@ class Router:
         else:
             self._settle_failure(delivery, error)
 
-    def _settle_failure(self, delivery: Delivery, error: GatiError) -> None:
+    def _settle_failure(self, delivery: DeliveryPort, error: GatiError) -> None:
         if isinstance(error, TransientError):
             # Unconfirmed or away: try again soon; the deadline decides how often.
             self.stats.naked += 1
@@ -228,7 +228,7 @@ class Router:
         else:
             self._give_up(delivery, error, delivery.context)
 
-    def _refuse(self, delivery: Delivery, view: RoutingView, error: GatiError) -> None:
+    def _refuse(self, delivery: DeliveryPort, view: RoutingView, error: GatiError) -> None:
         """Answer the client ourselves; the request ends here."""
         self.stats.refused += 1
         self._connection.publish_or_hold(view.reply_to.encode(), encode(problem_reply(error, view.request_id)))
@@ -236,7 +236,7 @@ class Router:
 
     # -- nobody there -------------------------------------------------------------------------
 
-    def _park(self, delivery: Delivery, view: RoutingView, target: Target) -> None:
+    def _park(self, delivery: DeliveryPort, view: RoutingView, target: Target) -> None:
         now = self._loop.time()
         left_s = view.deadline_ms / 1000 - time.time()
         wait_s = min(self._settings.no_worker_wait_s, left_s - 0.2)
@@ -263,12 +263,12 @@ class Router:
 
     # -- giving up ----------------------------------------------------------------------------
 
-    def _give_up(self, delivery: Delivery, error: GatiError, view: RoutingView | None) -> None:
+    def _give_up(self, delivery: DeliveryPort, error: GatiError, view: RoutingView | None) -> None:
         """Dead letter, answer, and only then term: a crash in between repeats, never loses."""
         self.stats.dead += 1
         self._spawn(self._bury(delivery, error, view))
 
-    async def _bury(self, delivery: Delivery, error: GatiError, view: RoutingView | None) -> None:
+    async def _bury(self, delivery: DeliveryPort, error: GatiError, view: RoutingView | None) -> None:
         try:
             await self._fabric.dead_letters.bury(
                 stage="req",

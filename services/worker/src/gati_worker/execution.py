@@ -31,7 +31,7 @@ from gati_core.errors import (
     ShuttingDown,
     TransientError,
 )
-from gati_core.fabric import Delivery, Fabric
+from gati_core.fabric import DeliveryPort, Fabric
 from gati_core.fabric.topology import MAX_ATTEMPTS, WORK_ACK_WAIT_S
 from gati_core.lifecycle import HandlerCall, error_reply, run_handler
 from gati_core.wire import (
@@ -78,7 +78,7 @@ class _Running:
         "task",
     )
 
-    def __init__(self, delivery: Delivery, item: WorkItem, deadline_ms: float, leased_at: float, slot: int) -> None:
+    def __init__(self, delivery: DeliveryPort, item: WorkItem, deadline_ms: float, leased_at: float, slot: int) -> None:
         self.delivery = delivery
         self.item = item
         self.deadline_ms = deadline_ms
@@ -118,7 +118,7 @@ class Executor:
 
     # -- taking work ----------------------------------------------------------------------------
 
-    def on_delivery(self, delivery: Delivery) -> None:
+    def on_delivery(self, delivery: DeliveryPort) -> None:
         """Called by the pull consumers for every message: decide, and start the handler."""
         self.stats.received += 1
         try:
@@ -161,7 +161,7 @@ class Executor:
             return
         self._begin(delivery, item, call, attempt, now_ms)
 
-    def _begin(self, delivery: Delivery, item: WorkItem, call: HandlerCall, attempt: int, now_ms: float) -> None:
+    def _begin(self, delivery: DeliveryPort, item: WorkItem, call: HandlerCall, attempt: int, now_ms: float) -> None:
         deadline_ms = min(float(item.deadline_ms), now_ms + call.timeout_s * 1000)
         is_once = item.mode == "at_most_once"
         slot = self._ledger.open_entry(
@@ -285,7 +285,7 @@ class Executor:
             self._ledger.clear(slot)
         self._done_slots.clear()
 
-    async def _give_up(self, delivery: Delivery, error: GatiError, request_id: str, reply_to: str) -> None:
+    async def _give_up(self, delivery: DeliveryPort, error: GatiError, request_id: str, reply_to: str) -> None:
         """Dead letter, answer, and only then term."""
         self.stats.dead += 1
         try:

@@ -8,10 +8,19 @@ from contextlib import asynccontextmanager
 from gati_core.fabric.bodies import Bodies
 from gati_core.fabric.connection import Connection, open_connection
 from gati_core.fabric.dead_letters import DeadLetters
+from gati_core.fabric.ports import DeliveryPort, MessagePort, PublisherPort
 from gati_core.fabric.publisher import WindowedPublisher
+from gati_core.fabric.pull import Delivery
 from gati_core.fabric.topology import Topology
 from gati_core.settings import FabricSettings
 from gati_core.wire import Subjects
+
+
+def _conform(
+    connection: Connection, publisher: WindowedPublisher, delivery: Delivery
+) -> tuple[MessagePort, PublisherPort, DeliveryPort]:
+    """Never called: here the type checker compares the parts with the ports that services see."""
+    return connection, publisher, delivery
 
 
 class Fabric:

@@ -65,3 +65,12 @@ class DeliveryPort(Protocol):
 
     def in_progress(self) -> None:
         """Still working: renew the lease."""
+
+    def ack_keeping_slot(self) -> None:
+        """Done as far as the queue is concerned; the receiver's slot stays taken until `release`."""
+
+    def release(self) -> None:
+        """Free the slot of a message that was acked at its start."""
+
+    def header_fields(self) -> dict[str, str]:
+        """The message's headers."""
