@@ -79,7 +79,7 @@ async def test_one_handlers_full_queue_refuses_its_requests_and_no_others(start:
     async with start(packages=packages, environment=environment) as fabric, fabric.client() as client:
 
         def ask(count: int, prefix: str) -> list[asyncio.Task[httpx.Response]]:
-            errands = [{"id": f"{prefix}{n}", "act": "sleep", "seconds": 1.5} for n in range(count)]
+            errands = [{"id": f"{prefix}{n}", "act": "sleep", "seconds": 1.0} for n in range(count)]
             return [asyncio.create_task(client.post("/once", json=errand)) for errand in errands]
 
         running = ask(2, "running")
@@ -87,7 +87,7 @@ async def test_one_handlers_full_queue_refuses_its_requests_and_no_others(start:
         began = time.monotonic()
         waiting = ask(7, "waiting")
         await eventually(lambda: sum(task.done() for task in waiting) == 4, within_s=5)
-        assert time.monotonic() - began < 1, "they waited for a slot instead of being refused"
+        assert time.monotonic() - began < 0.9, "they waited for a slot instead of being refused"
 
         assert (await client.post("/again", json={"id": "b"})).status_code == 200
         assert (await client.get("/text")).status_code == 200

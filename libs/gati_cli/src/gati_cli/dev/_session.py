@@ -32,7 +32,7 @@ _RESTART_ONCE_PER_S = 30.0
 _SAME_KEYPRESS_S = 0.3
 _OLD_CODE_LEAVES_S = 1.0
 # Together below five seconds, with half a second for the broker.
-_STOP_WITHIN_S = {"ingress": (2.3, 2.2), "router": (0.7, 0.5), "worker": (1.2, 0.6)}
+_STOP_WITHIN_S = {"ingress": (2.3, 2.2), "router": (0.7, 0.5), "worker": (1.4, 0.9)}
 
 
 def run(options: DevOptions, environ: Mapping[str, str]) -> int:

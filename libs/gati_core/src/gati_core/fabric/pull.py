@@ -23,7 +23,7 @@ from gati_core.ids import new_instance_id
 log = structlog.get_logger(__name__)
 
 _EXPIRES_S = 30.0
-_SHORT_EXPIRES_S = 1.0
+_SHORT_EXPIRES_S = 0.5
 _HEARTBEAT_S = 2.0
 _ACK, _TERM, _PROGRESS = b"+ACK", b"+TERM", b"+WPI"
 
@@ -264,11 +264,14 @@ class PullConsumer:
             return
         if self._renewing or self._loop.time() < self._pause_until:
             return
-        request = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (
-            room,
-            int((_SHORT_EXPIRES_S if self._delivers_once else _EXPIRES_S) * 1e9),
-            int((_SHORT_EXPIRES_S / 2 if self._delivers_once else _HEARTBEAT_S) * 1e9),
-        )
+        if self._delivers_once:  # its end, twice a second, is sign of life enough
+            request = b'{"batch":%d,"expires":%d}' % (room, int(_SHORT_EXPIRES_S * 1e9))
+        else:
+            request = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (
+                room,
+                int(_EXPIRES_S * 1e9),
+                int(_HEARTBEAT_S * 1e9),
+            )
         try:
             self._connection.publish_now(self._ask, request, self._inbox)
         except GatiError:
