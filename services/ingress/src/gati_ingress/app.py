@@ -108,6 +108,8 @@ class Ingress:
         self.id = new_instance_id()
         self._loop = asyncio.get_running_loop()
         self._in_flight: dict[str, _Pending] = {}
+        self._admitted = 0
+        """Requests whose body is being read or whose answer is awaited: what the limit is about."""
         subjects = fabric.subjects
         self._req_subjects = [subjects.req(priority).encode() for priority in range(11)]
         self._reply_to = subjects.reply(self.id, "r")
@@ -179,13 +181,17 @@ class Ingress:
             head = _read_head(scope["headers"])
             if self.is_draining:
                 raise ShuttingDown("this ingress is shutting down")
-            if len(self._in_flight) >= self._settings.max_in_flight:
-                raise Overloaded(f"{len(self._in_flight)} requests are in flight, as many as this ingress takes")
-            body = b""
-            if head.has_body:
-                body = await self._read_body(head, receive, is_here="gati.is_whole" in scope)
-                size = len(body)
-            reply = await self._ask(scope, raw_path, method, head, body, request_id, started, received_ms)
+            if self._admitted >= self._settings.max_in_flight:
+                raise Overloaded(f"{self._admitted} requests are in flight, as many as this ingress takes")
+            self._admitted += 1
+            try:
+                body = b""
+                if head.has_body:
+                    body = await self._read_body(head, receive, is_here="gati.is_whole" in scope)
+                    size = len(body)
+                reply = await self._ask(scope, raw_path, method, head, body, request_id, started, received_ms)
+            finally:
+                self._admitted -= 1
             route = reply.route
             status, headers, answer = reply.status, reply.headers, reply.body
             if reply.body_ticket:
@@ -331,11 +337,8 @@ class Ingress:
             _fail(pending, ClientGone("the client closed the connection"))
 
     def _sweep(self, now: float) -> None:
-        # All requests have the same time limit, so the table's order is the order of deadlines.
         for pending in list(self._in_flight.values()):
-            if pending.deadline > now:
-                break
-            if not pending.future.done():
+            if pending.deadline <= now and not pending.future.done():
                 self._cancel(pending, "deadline")
                 _fail(pending, DeadlineExceeded(f"no answer within {self._settings.request_timeout_s:g} s"))
 

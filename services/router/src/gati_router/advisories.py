@@ -107,7 +107,7 @@ class AdvisoryMover:
             request_id=request_id,
             headers=message.headers,
         )
-        if reply_to:
+        if self._fabric.subjects.is_reply(reply_to):
             reply = problem_reply(error, request_id)
             self._fabric.connection.publish_or_hold(reply_to.encode(), encode(reply))
         log.error("request_dead_lettered", request_id=request_id, subject=message.subject, error=str(error))

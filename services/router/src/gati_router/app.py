@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import socket
 import time
 from collections.abc import Coroutine
@@ -41,7 +40,6 @@ from gati_router.settings import RouterSettings
 
 log = structlog.get_logger(__name__)
 
-_SUBJECT = re.compile(r"[!-~]{1,256}")
 _LANE_SHARE = {"high": 0.5, "normal": 0.375, "low": 0.125}
 """Of the router's slots. A saturated router serves urgent lanes first and still serves the others."""
 _REMEMBER_CANCELS = 10_000
@@ -78,6 +76,7 @@ class Router:
         self._fabric = fabric
         self._connection = fabric.connection
         self._publisher: PublisherPort = fabric.publisher
+        self._is_reply = fabric.subjects.is_reply
         self.id = router_id
         self.stats = RouterStats()
         self._loop = asyncio.get_running_loop()
@@ -159,8 +158,8 @@ class Router:
         stats.received += 1
         try:
             view = decode_routing(delivery.data, subject=delivery.subject.decode())
-            if _SUBJECT.fullmatch(view.reply_to) is None:
-                raise MalformedDescriptor(f"the reply subject {view.reply_to[:80]!r} is no subject")
+            if not self._is_reply(view.reply_to):
+                raise MalformedDescriptor(f"{view.reply_to[:80]!r} is no reply subject of this fabric")
         except MalformedDescriptor as exc:
             self._give_up(delivery, exc, None)
             return

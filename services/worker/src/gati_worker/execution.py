@@ -8,7 +8,6 @@ and what a crash leaves unanswered the supervisor answers from the crash ledger.
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import time
 from collections.abc import Coroutine
@@ -26,6 +25,7 @@ from gati_core.errors import (
     GatiError,
     MalformedMessage,
     MalformedWorkItem,
+    MessageTooLarge,
     PermanentError,
     PoisonMessage,
     ShuttingDown,
@@ -50,7 +50,6 @@ log = structlog.get_logger(__name__)
 _REMEMBER_CANCELS = 10_000
 _UNKNOWN_HANDLER_DELAY_S = 0.5
 _EAGER = sys.version_info >= (3, 12)
-_SUBJECT = re.compile(r"[!-~]{1,256}")
 
 
 class ExecutionStats(msgspec.Struct):
@@ -100,6 +99,7 @@ class Executor:
         self._pool = pool
         self._fabric = fabric
         self._connection = fabric.connection
+        self._is_reply = fabric.subjects.is_reply
         self._gctx = gctx
         self._ledger = ledger
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="handler")
@@ -123,8 +123,8 @@ class Executor:
         self.stats.received += 1
         try:
             item = decode_work(delivery.data, subject="the work stream")
-            if _SUBJECT.fullmatch(item.reply_to) is None:
-                raise MalformedWorkItem(f"the reply subject {item.reply_to[:80]!r} is no subject")
+            if not self._is_reply(item.reply_to):
+                raise MalformedWorkItem(f"{item.reply_to[:80]!r} is no reply subject of this fabric")
         except MalformedMessage as exc:
             self._chore(self._give_up(delivery, exc, "", ""))
             return
@@ -241,7 +241,13 @@ class Executor:
         stats.replied += 1
         if reply.status >= 500:
             stats.failed += 1
-        self._connection.publish_or_hold(running.item.reply_to.encode(), encode(reply))
+        reply_to = running.item.reply_to.encode()
+        try:
+            self._connection.publish_or_hold(reply_to, encode(reply))
+        except MessageTooLarge as exc:  # large bodies go through the object store: these are headers
+            log.error("reply_too_large", request_id=reply.request_id, handler=running.item.handler, error=str(exc))
+            refusal = GatiError("The handler's answer is too large to be sent.")
+            self._connection.publish_or_hold(reply_to, encode(problem_reply(refusal, reply.request_id, reply.timing)))
         if running.is_once:
             running.delivery.release()
         else:

@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 
 _TICK_S = 0.05
 _PING_EVERY_S = 0.5
+_SETTLE_S = 0.25
+"""After a reconnect, replies wait this long: the ingress they are for may still be reconnecting, and a
+reply to a subject that nobody listens on vanishes without a word (F14)."""
 _HOLD_MESSAGES = 20_000
 _CONNECT_TIMEOUT_S = 2.0
 
@@ -103,6 +106,7 @@ class Connection:
         """
         self._progress_at = 0.0
         self._stalled = False
+        self._is_settling = False
         self._closing = False
         self._client_closed = anyio.Event()
         self._last_error = ""
@@ -135,6 +139,9 @@ class Connection:
 
         At most 20,000 messages are held; the oldest give way, and are counted as dropped.
         """
+        if self._is_settling:
+            self._hold(subject, payload)
+            return
         try:
             self._client.publish_now(subject, payload)
         except BrokerUnavailable:
@@ -287,6 +294,13 @@ class Connection:
                 self.server_changed_ms = time.time_ns() // 1_000_000
         self._progress_at = asyncio.get_running_loop().time()
         self._stalled = False
+        self._is_settling = True
+        asyncio.get_running_loop().call_later(_SETTLE_S, self._send_held)
+        log.info("broker_connected", server=self.health().server_url)
+        self._tell(self._on_up)
+
+    def _send_held(self) -> None:
+        self._is_settling = False
         while self._held and self._client.is_connected:
             subject, payload = self._held.popleft()
             try:
@@ -295,8 +309,6 @@ class Connection:
                 # It must not keep back what was held behind it, nor the listeners below.
                 self._dropped += 1
                 log.warning("held_message_dropped", subject=subject.decode(errors="replace"), error=str(exc))
-        log.info("broker_connected", server=self.health().server_url)
-        self._tell(self._on_up)
 
     @staticmethod
     def _tell(listeners: list[Callable[[], None]]) -> None:
@@ -376,6 +388,7 @@ class Connection:
         self._closing = True
         with anyio.move_on_after(2, shield=True):
             try:
+                self._send_held()
                 if self._client.is_connected:
                     await self._client.flush(timeout=1)
                 else:

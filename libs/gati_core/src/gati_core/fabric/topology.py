@@ -48,6 +48,8 @@ BODIES_TTL_S = 900.0
 POOLS_MARKER_TTL_S = 30.0
 POOL_CONSUMER_INACTIVE_S = 3600.0
 _MIN_SERVER = (2, 12)
+_HEAD_ROOM = 64 * 1024
+"""Bytes kept free beside a body for everything else in its message: the head of a request has a limit."""
 _ALREADY_EXISTS = 10058
 _STREAM_NOT_FOUND = 10059
 _CONSUMER_NOT_FOUND = 10014
@@ -85,8 +87,9 @@ class Topology:
     async def ensure_pool(self, pool: str, handlers: dict[str, str]) -> dict[str, str]:
         """The consumers of one pool, one per delivery mode in use.
 
-        At-most-once handlers have a consumer of their own with `max_deliver=1`: the server itself
-        never hands such a message over twice, whatever happens to workers, acks or clocks (ADR-0003).
+        At-most-once handlers have a consumer of their own with `max_deliver=1`: as long as it lives,
+        the server never hands such a message over twice, whatever happens to workers, acks or clocks
+        (ADR-0003; for a server that dies, ADR-0009).
 
         Args:
             handlers: handler token → delivery mode.
@@ -243,6 +246,14 @@ class Topology:
         found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
         if found and found < _MIN_SERVER:
             raise TopologyError(f"nats-server {version} is too old: gati needs 2.12 or newer")
+
+        needed = self._settings.claim_check_bytes + _HEAD_ROOM
+        if self._connection.max_payload < needed:
+            raise TopologyError(
+                f"the server takes {self._connection.max_payload} bytes in a message, and bodies of up to"
+                f" {self._settings.claim_check_bytes} bytes with their headers need {needed}: raise max_payload on the"
+                f" server, or set GATI_FABRIC_CLAIM_CHECK_BYTES to at most {self._connection.max_payload - _HEAD_ROOM}"
+            )
 
     async def _stream(self, wanted: StreamConfig) -> None:
         js = self._connection.jetstream()

@@ -12,6 +12,7 @@ from functools import lru_cache
 from gati_core.errors import RegistrationError
 
 TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_REPLY_TAIL = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 PRIORITIES = range(11)
 """0 to 10; 5 is the default and a higher number is more urgent."""
 
@@ -45,6 +46,7 @@ class Subjects:
         self.req_all = f"{ns}.req.>"
         self.work_all = f"{ns}.work.>"
         self.dead_all = f"{ns}.dead.>"
+        self._reply_prefix = f"{ns}.reply."
         self.cancel_any = f"{ns}.cancel.$any"
         self.advisories = [
             f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.>" for stream in (self.req_stream, self.work_stream)
@@ -87,6 +89,17 @@ class Subjects:
     def reply_filter(self, ingress: str) -> str:
         """All answers to one ingress process."""
         return f"{self.namespace}.reply.{ingress}.*"
+
+    def is_reply(self, subject: str) -> bool:
+        """Whether an answer may be published there.
+
+        The subject comes out of a message: without this check whoever can write to a stream could
+        have a router publish anywhere, or break its connection with a line end.
+        """
+        return (
+            subject.startswith(self._reply_prefix)
+            and _REPLY_TAIL.fullmatch(subject, len(self._reply_prefix)) is not None
+        )
 
     def cancel(self, pool: str) -> str:
         """Where a request is cancelled by someone who knows the pool that runs it."""
