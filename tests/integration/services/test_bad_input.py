@@ -7,17 +7,16 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
 from gati_core.fabric import DeadLetter, Fabric, KvBucket
-from gati_core.ids import new_request_id
-from gati_core.wire import PROTOCOL, RequestDescriptor, WorkItem, encode
+from gati_core.wire import PROTOCOL, encode
 from tests.helpers.processes import FabricUnderTest
 from tests.helpers.waiting import eventually
+from tests.helpers.wire import descriptor, pool_of, work_item
 
 LIMIT = 10 * 1024 * 1024
 
@@ -274,20 +273,6 @@ def _metric(text: str, name: str) -> float:
 # -- by hand, onto the streams -------------------------------------------------------------------
 
 
-def descriptor(**changes: Any) -> RequestDescriptor:
-    """A request that would work."""
-    now_ms = time.time_ns() // 1_000_000
-    request = RequestDescriptor(PROTOCOL, new_request_id(), "x.reply.a.b", now_ms + 8000, now_ms, "GET", "/text")
-    return msgspec.structs.replace(request, **changes)
-
-
-async def pool_of(inside: Fabric, app: str) -> str:
-    """The pool that serves an app now."""
-    entry = await KvBucket(inside.connection, inside.subjects.manifests_bucket).get(f"current.{app}")
-    assert entry is not None
-    return str(json.loads(entry.value)["pool"])
-
-
 async def next_dead_letter(inside: Fabric, is_it: Callable[[DeadLetter], bool]) -> DeadLetter:
     """The newest dead letter that is meant."""
     found: list[DeadLetter] = []
@@ -358,15 +343,6 @@ async def test_a_hostile_reply_subject_is_never_published_to(inside: Fabric, sta
     await inside.connection.flush()
     assert heard == []
     await evil.aclose()
-
-
-def work_item(request: RequestDescriptor, handler: str, **changes: Any) -> WorkItem:
-    """A work item that would work."""
-    raw = msgspec.Raw(encode(request))
-    item = WorkItem(
-        PROTOCOL, request.request_id, request.reply_to, request.deadline_ms, handler, "at_least_once", raw, {}
-    )
-    return msgspec.structs.replace(item, **changes)
 
 
 @pytest.mark.parametrize("payload", GARBAGE.values(), ids=GARBAGE.keys())

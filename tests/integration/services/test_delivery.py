@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gati_core.fabric import open_fabric, stream_state
+from gati_core.wire import encode
 from tests.helpers.brokers import kill_and_restart
 from tests.helpers.load import loaded
 from tests.helpers.processes import FabricUnderTest, running_fabric
 from tests.helpers.waiting import eventually
+from tests.helpers.wire import descriptor, pool_of, work_item
 from tests.integration.services.conftest import StartFabric
 
 
@@ -138,6 +140,25 @@ async def test_work_delivered_and_never_acked_is_dead_lettered_and_answered(star
         fabric.workers[0].resume()
         assert (await client.post("/once", json={"id": "b"})).status_code == 200
         assert fabric.ledger.counts("start")["a"] <= 1
+
+
+async def test_a_repeat_of_work_that_is_still_running_is_not_run_beside_it(one: FabricUnderTest) -> None:
+    """A router that died between handing over and acking leaves a second copy of at-least-once work."""
+    async with open_fabric(one.settings, name="test") as inside:
+        replies: list[bytes] = []
+        reply_to = inside.subjects.reply("test", "r")
+        await inside.connection.subscribe(reply_to, lambda *message: replies.append(message[2]))
+        body = b'{"id":"repeat","act":"sleep","seconds":0.5}'
+        request = descriptor(method="POST", path="/again", body=body, reply_to=reply_to)
+        subject = inside.subjects.work(await pool_of(inside, "ledger"), "again")
+
+        for _ in range(2):
+            await inside.publisher.send(subject, encode(work_item(request, "again")))
+
+        await eventually(lambda: bool(replies), within_s=5)
+        await eventually(lambda: _is_empty(inside, inside.subjects.work_stream), within_s=5)
+        assert one.ledger.of("repeat") == ["start", "end"]
+        assert len(replies) == 1
 
 
 async def test_a_worker_restarted_under_load_loses_nothing(one: FabricUnderTest) -> None:

@@ -108,7 +108,6 @@ class Executor:
         self._cancelled: dict[str, None] = {}
         self._chores: set[asyncio.Task[None]] = set()
         self._done_slots: list[int] = []
-        self._is_leaving = False
         self.stats = ExecutionStats()
 
     @property
@@ -144,12 +143,14 @@ class Executor:
                 self._connection.publish_or_hold(item.reply_to.encode(), encode(problem_reply(lost, item.request_id)))
             return
         attempt = delivery.attempt
+        if item.request_id in self._running:
+            if attempt > 1:  # our own lease lapsed while the handler runs on: its reply settles both
+                delivery.nak(delay_s=WORK_ACK_WAIT_S / 2)
+            else:  # a router's repeat, stored a second time: the run under way answers for it
+                delivery.ack()
+            return
         if attempt > 1:
             self.stats.redelivered += 1
-            if item.request_id in self._running:
-                # Our own lease lapsed while the handler runs on; its reply settles both.
-                delivery.nak(delay_s=WORK_ACK_WAIT_S / 2)
-                return
             if attempt > MAX_ATTEMPTS:
                 error = PoisonMessage(f"started {attempt - 1} times and never finished")
                 self._chore(self._give_up(delivery, error, item.request_id, item.reply_to))
@@ -352,7 +353,6 @@ class Executor:
 
     async def drain(self, *, grace_s: float) -> None:
         """Let running handlers finish, then cancel the rest; returns when nothing runs."""
-        self._is_leaving = True
         give_up_at = self._loop.time() + grace_s
         while self._running or self._chores:
             tasks = [running.task for running in self._running.values() if running.task] + list(self._chores)
