@@ -6,7 +6,8 @@ message's own `Malformed…` error, which is permanent: redelivery sends the sam
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -23,11 +24,35 @@ _DESCRIPTOR_FIELD = WorkItem.__struct_fields__.index("descriptor")
 # RecursionError: nesting thousands of levels deep, which reaches even the fields that a reader skips.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-_descriptor = msgspec.msgpack.Decoder(RequestDescriptor).decode
-_routing = msgspec.msgpack.Decoder(RoutingView).decode
-_work = msgspec.msgpack.Decoder(WorkItem).decode
-_reply = msgspec.msgpack.Decoder(Reply).decode
-_cancel = msgspec.msgpack.Decoder(Cancel).decode
+
+class _Versioned(Protocol):
+    protocol: int
+
+
+V = TypeVar("V", bound=_Versioned)
+
+
+def _reader(kind: type[V], error: type[MalformedMessage]) -> Callable[[bytes | msgspec.Raw, str], V]:
+    """What every message has in common: bytes and their subject in, a message of this protocol out."""
+    decode = msgspec.msgpack.Decoder(kind).decode
+
+    def read(data: bytes | msgspec.Raw, subject: str) -> V:
+        try:
+            message = decode(data)
+        except _UNREADABLE as exc:
+            raise _malformed(error, data, subject, exc) from exc
+        if message.protocol != PROTOCOL:
+            raise error(f"protocol {message.protocol} on {subject}: this process reads protocol {PROTOCOL}")
+        return message
+
+    return read
+
+
+_descriptor = _reader(RequestDescriptor, MalformedDescriptor)
+_routing = _reader(RoutingView, MalformedDescriptor)
+_work = _reader(WorkItem, MalformedWorkItem)
+_reply = _reader(Reply, MalformedReply)
+_cancel = _reader(Cancel, MalformedMessage)
 
 
 def decode_descriptor(data: bytes | msgspec.Raw, *, subject: str) -> RequestDescriptor:
@@ -46,13 +71,7 @@ def decode_descriptor(data: bytes | msgspec.Raw, *, subject: str) -> RequestDesc
     Traceback (most recent call last):
     gati_core.errors.MalformedDescriptor: 2 bytes on gati.req.5.0: Expected `array`, got `int`
     """
-    try:
-        message = _descriptor(data)
-    except _UNREADABLE as exc:
-        raise _malformed(MalformedDescriptor, data, subject, exc) from exc
-    if message.protocol != PROTOCOL:
-        raise _unknown_protocol(MalformedDescriptor, message.protocol, subject)
-    return message
+    return _descriptor(data, subject)
 
 
 def decode_routing(data: bytes, *, subject: str) -> RoutingView:
@@ -61,13 +80,7 @@ def decode_routing(data: bytes, *, subject: str) -> RoutingView:
     Raises:
         MalformedDescriptor: as `decode_descriptor`, for the fields that it reads.
     """
-    try:
-        message = _routing(data)
-    except _UNREADABLE as exc:
-        raise _malformed(MalformedDescriptor, data, subject, exc) from exc
-    if message.protocol != PROTOCOL:
-        raise _unknown_protocol(MalformedDescriptor, message.protocol, subject)
-    return message
+    return _routing(data, subject)
 
 
 def decode_work(data: bytes, *, subject: str) -> WorkItem:
@@ -76,13 +89,7 @@ def decode_work(data: bytes, *, subject: str) -> WorkItem:
     Raises:
         MalformedWorkItem: not msgpack, another protocol, or a field is missing or mistyped.
     """
-    try:
-        message = _work(data)
-    except _UNREADABLE as exc:
-        raise _malformed(MalformedWorkItem, data, subject, exc) from exc
-    if message.protocol != PROTOCOL:
-        raise _unknown_protocol(MalformedWorkItem, message.protocol, subject)
-    return message
+    return _work(data, subject)
 
 
 def decode_reply(data: bytes, *, subject: str = "the reply subject") -> Reply:
@@ -91,13 +98,7 @@ def decode_reply(data: bytes, *, subject: str = "the reply subject") -> Reply:
     Raises:
         MalformedReply: not msgpack, another protocol, or a field is missing or mistyped.
     """
-    try:
-        message = _reply(data)
-    except _UNREADABLE as exc:
-        raise _malformed(MalformedReply, data, subject, exc) from exc
-    if message.protocol != PROTOCOL:
-        raise _unknown_protocol(MalformedReply, message.protocol, subject)
-    return message
+    return _reply(data, subject)
 
 
 def decode_cancel(data: bytes) -> Cancel:
@@ -106,13 +107,7 @@ def decode_cancel(data: bytes) -> Cancel:
     Raises:
         MalformedMessage: not msgpack, another protocol, or a field is missing or mistyped.
     """
-    try:
-        message = _cancel(data)
-    except _UNREADABLE as exc:
-        raise _malformed(MalformedMessage, data, "the cancel subject", exc) from exc
-    if message.protocol != PROTOCOL:
-        raise _unknown_protocol(MalformedMessage, message.protocol, "the cancel subject")
-    return message
+    return _cancel(data, "the cancel subject")
 
 
 def to_json(message: msgspec.Struct) -> bytes:
@@ -143,7 +138,3 @@ def from_json(data: bytes, kind: type[M]) -> M:
 def _malformed(kind: type[MalformedMessage], data: object, subject: str, exc: Exception) -> MalformedMessage:
     size = len(bytes(data)) if isinstance(data, (bytes, msgspec.Raw)) else 0
     return kind(f"{size} bytes on {subject}: {exc}")
-
-
-def _unknown_protocol(kind: type[MalformedMessage], protocol: int, subject: str) -> MalformedMessage:
-    return kind(f"protocol {protocol} on {subject}: this process reads protocol {PROTOCOL}")
