@@ -146,7 +146,9 @@ def clean_environ(more: dict[str, str] | None = None) -> dict[str, str]:
 
 
 def handler_source(answer: str, *, app: str = "mine", path: str = "/mine/{name}", name: str = "hello") -> str:
-    """A package of one file. `GET {path}` answers `answer`; for `/mine/slow` when `go` lies beside it."""
+    """A package of one file. `GET {path}` answers `answer`; for `/mine/slow` when `go` lies beside it,
+    and for `/mine/nap` after 0.3 s.
+    """
     return f'''
 import asyncio
 from pathlib import Path
@@ -162,5 +164,7 @@ async def {name}(req, res, gctx, lctx) -> None:
         print("slow request began")
         while not Path(__file__).with_name("go").exists():
             await asyncio.sleep(0.02)
+    if req.params.get("name") == "nap":
+        await asyncio.sleep(0.3)
     res.text("{answer}")
 '''

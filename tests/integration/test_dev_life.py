@@ -183,6 +183,12 @@ async def test_a_killed_broker_is_started_again_and_traffic_flows(package: Path)
 
         await eventually(lambda: "the broker ended unexpectedly" in dev.output(), within_s=5)
         await eventually(lambda: dev.get("/mine/x").status == 200, within_s=15)
+        first = dev.pid_of("nats-server")
+        # The new broker is watched as well, and a healthy one is not taken for a dead one: it is looked
+        # at four times a second, and these answers take longer than that.
+        for _ in range(3):
+            assert dev.get("/mine/nap").status == 200
+        assert (dev.pid_of("nats-server"), dev.output().count("ended unexpectedly")) == (first, 1)
         assert dev.stop()[0] == 0
         assert dev.processes() == {}
 

@@ -393,6 +393,7 @@ class Session:
             self._allow_restart("broker")
             await asyncio.to_thread(broker.stop)
             await self._start_broker()
+            broker = self._broker or broker
 
     def _allow_restart(self, name: str) -> None:
         now = time.monotonic()

@@ -33,9 +33,9 @@ from gati_core.wire import LANES
 
 log = structlog.get_logger(__name__)
 
-REQ_ACK_WAIT_S = 4.0
+REQ_ACK_WAIT_S = 3.0
 """A router holds a request for milliseconds; after this another router takes it over."""
-WORK_ACK_WAIT_S = 6.0
+WORK_ACK_WAIT_S = 4.0
 """A worker renews its lease long before; after this the pool's next worker takes over."""
 MAX_ATTEMPTS = 3
 """Deliveries that our code tries; then the message is a dead letter."""
