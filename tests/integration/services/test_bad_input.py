@@ -98,6 +98,22 @@ async def test_malformed_http_gets_a_400_problem_and_the_connection_closes(
     assert problem["request_id"] == headers["x-request-id"]
 
 
+async def test_malformed_http_is_counted_and_cannot_fill_the_log(
+    shared: FabricUnderTest, client: httpx.AsyncClient
+) -> None:
+    def counted(text: str) -> float:
+        lines = [line for line in text.splitlines() if line.startswith('gati_ingress_errors_total{code="request.bad",')]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    before, log = counted((await client.get("/metrics")).text), shared.ingresses[0].log()
+
+    for _ in range(3):
+        await exchange(shared, b"this is no HTTP\r\n\r\n")
+
+    assert counted((await client.get("/metrics")).text) - before == 3
+    assert shared.ingresses[0].log() == log
+
+
 async def test_ten_thousand_headers_get_431(shared: FabricUnderTest) -> None:
     many = "".join(f"h{number}: x\r\n" for number in range(10_000)).encode()
 

@@ -64,6 +64,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """One client connection. Subclass it with `settings` bound: see `guarded_protocol`."""
 
     settings: IngressSettings
+    count_refusal: Callable[[str], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -148,6 +149,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()  # in the middle of another answer: nothing sensible can be sent
             return
+        self.count_refusal(error.code)
         request_id = new_request_id()
         status, headers, body = problem_parts(error, request_id)
         lines = [STATUS_LINE[status]]
@@ -174,6 +176,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self.flow.resume_reading()  # to drop it: a full buffer would keep the client from reading
 
 
-def guarded_protocol(settings: IngressSettings) -> type[GuardedProtocol]:
-    """The protocol class with these settings, as uvicorn wants it: a class, not an instance."""
-    return type("GuardedProtocol", (GuardedProtocol,), {"settings": settings})
+def guarded_protocol(settings: IngressSettings, count_refusal: Callable[[str], None]) -> type[GuardedProtocol]:
+    """The protocol class with these settings, as uvicorn wants it: a class, not an instance.
+
+    Args:
+        count_refusal: called with the error code of every request that ends before the application.
+    """
+    bound = {"settings": settings, "count_refusal": staticmethod(count_refusal)}
+    return type("GuardedProtocol", (GuardedProtocol,), bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ async def serve(
         config = uvicorn.Config(
             ingress,
             loop="uvloop",
-            http=guarded_protocol(settings),
+            http=guarded_protocol(settings, ingress.recorder.error),
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -95,6 +96,8 @@ async def serve(
             timeout_graceful_shutdown=int(settings.drain_grace_s) + 2,
             backlog=settings.backlog,
         )
+        # A warning for every malformed request would let any client fill the log; `/metrics` counts them.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         server = _Server(config, ingress, grace_s=settings.drain_grace_s)
         ingress.operations.connections = lambda: len(server.server_state.connections)
         ingress.operations.in_flight = lambda: ingress.in_flight
