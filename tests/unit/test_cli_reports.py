@@ -45,6 +45,22 @@ def test_the_newer_version_of_an_app_hides_the_older_one_without_a_conflict() ->
     assert [(route.pool, route.shadowed_by) for route in report.routes] == [("shop-2", "")]
 
 
+def test_the_latest_date_of_a_pool_counts_whichever_of_its_workers_is_read_first() -> None:
+    """A version that comes back is published again; a worker from before still says the old date."""
+    back, between = manifest("shop", "shop-1", published_ms=3), manifest("shop", "shop-2", published_ms=2)
+    pools = dict(
+        [
+            announced(manifest("shop", "shop-1", published_ms=1), "w1"),
+            announced(back, "w2"),
+            announced(between, "w3"),
+        ]
+    )
+
+    report = build_report(pools, {})
+
+    assert [route.pool for route in report.routes] == ["shop-1"]
+
+
 def test_two_apps_on_one_route_are_a_conflict_that_the_newer_one_wins() -> None:
     old, new = manifest("old", "old-1", published_ms=1), manifest("new", "new-1", "/a/{y}", published_ms=2)
 

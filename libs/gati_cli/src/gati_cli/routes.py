@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -13,10 +14,12 @@ from gati_cli.target import Target, with_fabric
 from gati_core.errors import MalformedManifest
 from gati_core.fabric import Fabric
 from gati_core.fabric.inspection import read_bucket
-from gati_core.manifests import PoolManifest, parse_announcement, parse_pool_manifest
+from gati_core.manifests import PoolManifest, parse_announcement, parse_pool_manifest, pools_in_order
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+D = TypeVar("D")
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,36 +54,26 @@ def build_report(pools: Mapping[str, bytes], manifests: Mapping[str, bytes]) -> 
         pools: the entries of `{ns}_pools`.
         manifests: the entries of `{ns}_manifests`.
     """
-    live: dict[str, PoolManifest] = {}
-    workers: dict[str, int] = {}
-    malformed = []
-    for key, value in sorted(pools.items()):
-        if not key.startswith("worker."):
-            continue
-        try:
-            announcement = parse_announcement(value, key=key)
-        except MalformedManifest as exc:
-            malformed.append(str(exc))
-            continue
-        if announcement.state == "ready":
-            pool = announcement.manifest.pool
-            live.setdefault(pool, announcement.manifest)
-            workers[pool] = workers.get(pool, 0) + 1
-    remembered = {}
-    for key, value in sorted(manifests.items()):
-        if not key.startswith("current."):
-            continue
-        try:
-            manifest = parse_pool_manifest(value, key=key)
-        except MalformedManifest as exc:
-            malformed.append(str(exc))
-            continue
-        if manifest.pool not in live:
-            remembered[manifest.pool] = manifest
-    ordered = sorted(live.values(), key=lambda pool: (-pool.published_ms, pool.pool))
-    ordered += sorted(remembered.values(), key=lambda pool: pool.pool)
+    malformed: list[str] = []
+    announcements = _readable(pools, "worker.", parse_announcement, malformed)
+    current = _readable(manifests, "current.", parse_pool_manifest, malformed)
+    live, remembered = pools_in_order(announcements, current)
+    workers = Counter(each.manifest.pool for each in announcements if each.state == "ready")
+    ordered = live + remembered
     routes = sorted(_routes(ordered, workers), key=lambda route: (route.path, route.method, bool(route.shadowed_by)))
     return RouteReport(routes, malformed)
+
+
+def _readable(entries: Mapping[str, bytes], prefix: str, parse: Callable[..., D], malformed: list[str]) -> list[D]:
+    """The documents under keys of this prefix; what cannot be read is added to `malformed`."""
+    documents = []
+    for key, value in sorted(entries.items()):
+        if key.startswith(prefix):
+            try:
+                documents.append(parse(value, key=key))
+            except MalformedManifest as exc:
+                malformed.append(str(exc))
+    return documents
 
 
 def _routes(pools: list[PoolManifest], workers: Mapping[str, int]) -> list[Route]:

@@ -20,6 +20,7 @@ from gati_core.manifests import (
     WorkerAnnouncement,
     parse_announcement,
     parse_pool_manifest,
+    pools_in_order,
 )
 from gati_core.wire import Subjects
 from gati_router.matching import RouteTable
@@ -137,18 +138,8 @@ class Catalogue:
         return self._live
 
     def _rebuild_if_changed(self) -> None:
-        live: dict[str, PoolManifest] = {}
-        for worker in self._workers.values():
-            if worker.announcement.state == "ready":
-                manifest = worker.announcement.manifest
-                known = live.get(manifest.pool)
-                # A version that comes back is published again: its latest date counts, whoever was heard first.
-                if known is None or manifest.published_ms > known.published_ms:
-                    live[manifest.pool] = manifest
-        ordered = sorted(live.values(), key=lambda pool: (-pool.published_ms, pool.pool))
-        remembered = sorted(
-            (pool for pool in self._current.values() if pool.pool not in live), key=lambda pool: pool.pool
-        )
+        announcements = (worker.announcement for worker in self._workers.values())
+        ordered, remembered = pools_in_order(announcements, self._current.values())
         shape = tuple(
             tuple((pool.pool, tuple((h.id, h.path, tuple(h.methods), h.mode) for h in pool.handlers)) for pool in pools)
             for pools in (ordered, remembered)

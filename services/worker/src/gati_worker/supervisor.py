@@ -27,6 +27,9 @@ from gati_worker.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 _QUICK_CRASH_S = 5.0
+_GIVE_BACK = b'-NAK {"delay": 150000000}'
+"""Deliver again in 150 ms: at once, the broker may not have noticed yet that the dead child's connection
+is gone, and the redelivery would go there, at the cost of an attempt and a lease."""
 _SPARES = 2
 """Children started ahead in watch mode: two saves in a row find one each."""
 _SPARE_DELAY_S = 1.0
@@ -135,7 +138,7 @@ class Supervisor:
         connection = self._fabric.connection
         for entry in unfinished:
             if not entry.is_once:
-                connection.publish_or_hold(entry.ack_subject, b"-NAK")
+                connection.publish_or_hold(entry.ack_subject, _GIVE_BACK)
             elif entry.deadline_ms > now_ms:
                 error = WorkerCrashed("the worker died while it ran this request; it is not run again")
                 connection.publish_or_hold(entry.reply_to.encode(), encode(problem_reply(error, entry.request_id)))

@@ -29,10 +29,14 @@ log = structlog.get_logger(__name__)
 DirectCallback = Callable[[bytes, bytes, bytes, bytes | None], None]
 """Called with subject, reply, payload and raw headers (or None). Must be quick and must not raise."""
 
-_LEANS_ON = ("_send_command", "_flush_pending", "_process_msg", "_remove_sub", "_send_unsubscribe", "_process_pong")
-for _name in _LEANS_ON:
-    if not hasattr(Client, _name):  # pragma: no cover - only with another nats-py
-        raise ImportError(f"nats-py has no Client.{_name}: gati_core.fabric._client must be adapted to this version")
+_LEANS_ON = (
+    *("_process_msg", "_process_pong", "_remove_sub", "_send_unsubscribe"),
+    *("_max_payload", "_pending", "_pending_data_size", "_pings_outstanding", "_pongs", "_pongs_received"),
+    *("_ps", "_server_info", "_sid", "_status", "_transport"),
+)
+_missing = [name for name in _LEANS_ON if not hasattr(Client(), name)]
+if _missing:  # pragma: no cover - only with another nats-py
+    raise ImportError(f"nats-py has no Client.{_missing[0]}: gati_core.fabric._client must be adapted to this version")
 
 _NOT_IN_A_NAME = re.compile(r"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
 _MSG = ord("M")
@@ -212,6 +216,15 @@ class _DirectParser(Parser):
             if self._resets != resets:
                 return  # reconnecting: the rest belonged to a connection that is gone
         self._rest = buffer[at:] if at < size else b""
+
+
+def ack_fields(ack_subject: bytes) -> list[bytes]:
+    """Delivered count, stream sequence, consumer sequence, time and pending count of a delivery.
+
+    The subject is `$JS.ACK.[domain.account.]stream.consumer.` and then these, maybe one token more.
+    """
+    fields = ack_subject.split(b".")
+    return fields[4:] if len(fields) == 9 else fields[6:]
 
 
 def parse_headers(raw: bytes) -> tuple[int, dict[str, str]]:

@@ -38,7 +38,7 @@ class Bodies:
         Raises:
             BrokerUnavailable: it could not be stored in time.
         """
-        self._require_broker()
+        self._connection.require_up(f"object store {self._bucket}")
         try:
             with anyio.fail_after(_TIMEOUT_S):
                 await (await self._store()).put(ticket, body)
@@ -53,7 +53,7 @@ class Bodies:
             BodyLost: there is no such body.
             BrokerUnavailable: it could not be read in time.
         """
-        self._require_broker()
+        self._connection.require_up(f"object store {self._bucket}")
         try:
             with anyio.fail_after(_TIMEOUT_S):
                 store = await self._store()
@@ -76,11 +76,6 @@ class Bodies:
                 await (await self._store()).delete(ticket)
         except (nats.errors.Error, nats.js.errors.NotFoundError, OSError, TimeoutError):
             return
-
-    def _require_broker(self) -> None:
-        # nats-py would keep the request, let us time out, and send it all the same after a reconnect (F11).
-        if not self._connection.is_up:
-            raise BrokerUnavailable(f"object store {self._bucket}: the broker is away")
 
     async def _require_chunks(self, ticket: str, info: ObjectInfo) -> None:
         """Chunks and entry expire one by one, and nats-py waits for ever for chunks that are gone."""

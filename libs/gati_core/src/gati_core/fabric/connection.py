@@ -134,6 +134,15 @@ class Connection:
             raise BrokerUnavailable("the broker is connected but does not answer")
         self._client.publish_now(subject, payload, reply, headers)
 
+    def require_up(self, doing: str) -> None:
+        """Refuse now what nats-py would keep, let us time out on, and send after a reconnect (F11).
+
+        Raises:
+            BrokerUnavailable: the broker is away; `doing` begins the message.
+        """
+        if not self.is_up:
+            raise BrokerUnavailable(f"{doing}: the broker is away")
+
     def publish_or_hold(self, subject: bytes, payload: bytes) -> None:
         """Send now, or when the broker is back; for acks and replies, which are worth being late.
 

@@ -19,7 +19,7 @@ import structlog
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from gati_core.errors import BrokerUnavailable, GatiError, KeyConflict, MessageTooLarge, RequestError
-from gati_core.fabric._client import format_headers, parse_headers
+from gati_core.fabric._client import ack_fields, format_headers, parse_headers
 from gati_core.fabric.connection import Connection, Subscription
 from gati_core.ids import new_instance_id
 
@@ -53,7 +53,7 @@ class KvBucket:
         Raises:
             BrokerUnavailable: the broker is away, or did not answer.
         """
-        self._must_be_up("reading", key)
+        self._connection.require_up(f"reading key {key!r} of bucket {self.bucket}")
         try:
             message = await self._connection.jetstream().get_last_msg(
                 f"KV_{self.bucket}", self._prefix + _checked(key), direct=True
@@ -118,7 +118,7 @@ class KvBucket:
 
     async def _write(self, key: str, value: bytes, headers: dict[str, str], ttl_s: int) -> int:
         # Refused at once: buffered by the client, it would surface after the outage (F11).
-        self._must_be_up("writing", key)
+        self._connection.require_up(f"writing key {key!r} of bucket {self.bucket}")
         if ttl_s:
             headers["Nats-TTL"] = str(ttl_s)
         size = len(value) + len(format_headers(headers))
@@ -137,10 +137,6 @@ class KvBucket:
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             raise self._unavailable("writing", key, exc) from exc
         return ack.seq
-
-    def _must_be_up(self, doing: str, key: str) -> None:
-        if not self._connection.is_up:
-            raise BrokerUnavailable(f"{doing} key {key!r} of bucket {self.bucket}: the broker is away")
 
     def _unavailable(self, doing: str, key: str, exc: Exception) -> BrokerUnavailable:
         return BrokerUnavailable(f"{doing} key {key!r} of bucket {self.bucket}: {str(exc) or repr(exc)}")
@@ -293,8 +289,7 @@ class KvView:
                 else:
                     self._confirmed_at = self._heard_at
                 return
-        fields = reply.split(b".")
-        fields = fields[4:] if len(fields) == 9 else fields[6:]
+        fields = ack_fields(reply)
         revision, delivery, pending = int(fields[1]), int(fields[2]), int(fields[4])
         if delivery != self._next_delivery:
             self._wake.set()

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from gati_core.errors import GatiError
-from gati_core.fabric._client import parse_headers
+from gati_core.fabric._client import ack_fields, parse_headers
 from gati_core.fabric.connection import Connection, Subscription
 from gati_core.ids import new_instance_id
 
@@ -51,17 +51,12 @@ class Delivery:
         subject = self.ack_subject
         if subject.count(b".") == 8:  # the usual form, once per message: no more split than needed
             return int(subject.split(b".", 5)[4])
-        return int(self._ack_fields()[0])
+        return int(ack_fields(subject)[0])
 
     @property
     def stream_sequence(self) -> int:
         """The message's number in its stream."""
-        return int(self._ack_fields()[1])
-
-    def _ack_fields(self) -> list[bytes]:
-        # $JS.ACK.[domain.account.]stream.consumer.delivered.stream_seq.consumer_seq.time.pending[.token]
-        fields = self.ack_subject.split(b".")
-        return fields[4:] if len(fields) == 9 else fields[6:]
+        return int(ack_fields(self.ack_subject)[1])
 
     def header_fields(self) -> dict[str, str]:
         """The message's headers."""

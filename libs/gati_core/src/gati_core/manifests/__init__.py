@@ -13,6 +13,7 @@ from gati_core.manifests._announcement import (
     parse_announcement,
     parse_pool_manifest,
     pool_name,
+    pools_in_order,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "parse_announcement",
     "parse_pool_manifest",
     "pool_name",
+    "pools_in_order",
 ]

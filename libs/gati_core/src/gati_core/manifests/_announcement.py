@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
@@ -94,6 +95,31 @@ def parse_pool_manifest(data: bytes, *, key: str) -> PoolManifest:
         MalformedManifest: not a document of ours; says which key and which field.
     """
     return _parse(data, PoolManifest, key)
+
+
+def pools_in_order(
+    announcements: Iterable[WorkerAnnouncement], current: Iterable[PoolManifest]
+) -> tuple[list[PoolManifest], list[PoolManifest]]:
+    """Which pools serve, in the order in which they are asked; routers and tools decide by this alone.
+
+    Args:
+        announcements: of the workers that live.
+        current: the newest manifest of every app, served or not.
+    Returns:
+        Pools with a ready worker, newest first; and pools that are only remembered, by name.
+    """
+    live: dict[str, PoolManifest] = {}
+    for announcement in announcements:
+        manifest = announcement.manifest
+        known = live.get(manifest.pool)
+        # A version that comes back is published again: its latest date counts, whoever was heard first.
+        if announcement.state == "ready" and (known is None or manifest.published_ms > known.published_ms):
+            live[manifest.pool] = manifest
+    remembered = {manifest.pool: manifest for manifest in current if manifest.pool not in live}
+    return (
+        sorted(live.values(), key=lambda pool: (-pool.published_ms, pool.pool)),
+        sorted(remembered.values(), key=lambda pool: pool.pool),
+    )
 
 
 def _parse(data: bytes, kind: type[T], key: str) -> T:
