@@ -24,7 +24,7 @@ class HandlerManifest(msgspec.Struct, frozen=True, kw_only=True):
     """One handler of a package."""
 
     id: _Token
-    methods: Annotated[list[Method], Meta(min_length=1)]
+    methods: Annotated[list[Method | Literal["WEBSOCKET"]], Meta(min_length=1)]
     path: _Path
     """With parameters as `{name}`."""
     mode: DeliveryMode

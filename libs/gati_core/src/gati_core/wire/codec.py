@@ -12,7 +12,16 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from gati_core.errors import MalformedDescriptor, MalformedMessage, MalformedReply, MalformedWorkItem
-from gati_core.wire.messages import PROTOCOL, Cancel, Reply, RequestDescriptor, RoutingView, WorkItem
+from gati_core.wire.messages import (
+    PROTOCOL,
+    Cancel,
+    Frame,
+    Reply,
+    RequestDescriptor,
+    RoutingView,
+    TraceRecord,
+    WorkItem,
+)
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -53,6 +62,8 @@ _routing = _reader(RoutingView, MalformedDescriptor)
 _work = _reader(WorkItem, MalformedWorkItem)
 _reply = _reader(Reply, MalformedReply)
 _cancel = _reader(Cancel, MalformedMessage)
+_frame = _reader(Frame, MalformedMessage)
+_trace = _reader(TraceRecord, MalformedMessage)
 
 
 def decode_descriptor(data: bytes | msgspec.Raw, *, subject: str) -> RequestDescriptor:
@@ -108,6 +119,24 @@ def decode_cancel(data: bytes) -> Cancel:
         MalformedMessage: not msgpack, another protocol, or a field is missing or mistyped.
     """
     return _cancel(data, "the cancel subject")
+
+
+def decode_frame(data: bytes, *, subject: str = "a channel") -> Frame:
+    """Read one frame of a channel.
+
+    Raises:
+        MalformedMessage: not msgpack, another protocol, or a field is missing or mistyped.
+    """
+    return _frame(data, subject)
+
+
+def decode_trace(data: bytes, *, subject: str = "the trace stream") -> TraceRecord:
+    """Read one event of a traced request.
+
+    Raises:
+        MalformedMessage: not msgpack, another protocol, or a field is missing or mistyped.
+    """
+    return _trace(data, subject)
 
 
 def to_json(message: msgspec.Struct) -> bytes:

@@ -18,6 +18,9 @@ import msgspec
 PROTOCOL = 1
 """Version of the wire format. Raised only by a change that old readers must refuse."""
 
+WEBSOCKET = "WEBSOCKET"
+"""Stands where a method stands, in descriptors, manifests and routes of WebSocket handlers."""
+
 DeliveryMode = Literal["at_least_once", "at_most_once"]
 HeaderPairs = list[tuple[str, str]]
 """Lower-case name and value, in the order received; a repeated header is repeated here."""
@@ -125,10 +128,12 @@ class Reply(msgspec.Struct, array_like=True, gc=False):
     body_ticket: str = ""
     timing: Timing | None = None
     more: bool = False
-    """Another reply with the next part of the body follows."""
+    """This is only the head: frames follow on the request's own reply subject (ADR-0010)."""
     error: ReplyError | None = None
     route: str = ""
     """The route's pattern (`/orders/{id}`), for metrics; empty when none matched."""
+    channel: str = ""
+    """With `more`: the subject on which the worker listens for this request's frames."""
 
 
 class Cancel(msgspec.Struct, array_like=True, gc=False):
@@ -140,3 +145,59 @@ class Cancel(msgspec.Struct, array_like=True, gc=False):
     """`deadline` or `client_gone`."""
     deadline_ms: int
     """Until when the cancellation must be remembered."""
+
+
+CHANNEL_WINDOW_FRAMES = 64
+"""Frames that a sender may have unacknowledged."""
+CHANNEL_WINDOW_BYTES = 256 * 1024
+"""Bytes that a sender may have unacknowledged; a single frame may always go."""
+CHANNEL_ACK_FRAMES = 16
+"""A receiver acknowledges after this many frames consumed …"""
+CHANNEL_ACK_BYTES = 64 * 1024
+"""… or this many bytes."""
+CHANNEL_FRAME_BYTES = 64 * 1024
+"""The most that one frame carries of a streamed body."""
+CHANNEL_PROBE_S = 5.0
+"""An ingress says this often on every open channel that it is there."""
+CHANNEL_SILENCE_S = 20.0
+"""A worker that hears nothing for this long on a channel takes the client for gone."""
+
+FrameKind = Literal["part", "end", "abort", "text", "binary", "close", "ack", "probe"]
+"""`part`, `end`, `abort`: a streamed body. `text`, `binary`, `close`: a socket. `ack`, `probe`: both."""
+
+
+class Frame(msgspec.Struct, array_like=True, gc=False):
+    """One message of an open channel, in either direction (ADR-0010)."""
+
+    protocol: int
+    request_id: str
+    seq: int
+    """Counts the sender's frames from 1; of an `ack`, the last frame consumed; of a `probe`, 0."""
+    kind: FrameKind
+    data: bytes = b""
+    """A part of the body, or one whole socket message; text as UTF-8."""
+    code: int = 0
+    """Of `close`: the close code (RFC 6455); of `abort`: the status that would have been sent."""
+    text: str = ""
+    """Of `close` and `abort`: the reason."""
+
+
+class TraceRecord(msgspec.Struct, array_like=True, gc=False):
+    """One event of one traced request, as kept in `{ns}_TRACE`."""
+
+    protocol: int
+    request_id: str
+    source: str
+    """`ingress`, `router` or `worker`."""
+    instance: str
+    seq: int
+    """Counts the source's events of this request from 1."""
+    at_us: int
+    """Unix microseconds."""
+    event: str
+    """`hook:start`, `handler:end`, `request:cancelled`, …"""
+    stage: str = ""
+    """Which hook, action or handler; empty for the request as a whole."""
+    duration_us: int = -1
+    error: str = ""
+    metadata: dict[str, str | int | float | bool] = {}

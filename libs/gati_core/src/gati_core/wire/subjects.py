@@ -45,8 +45,13 @@ class Subjects:
         self.advisory_stream = f"{ns}_ADVISORIES"
         self.req_all = f"{ns}.req.>"
         self.work_all = f"{ns}.work.>"
+        self.trace_stream = f"{ns}_TRACE"
+        self.trace_all = f"{ns}.trace.*"
+        self.topic_stream = f"{ns}_TOPICS"
+        self.topic_durable_all = f"{ns}.topic.*.durable"
         self.dead_all = f"{ns}.dead.>"
         self._reply_prefix = f"{ns}.reply."
+        self._channel_prefix = f"{ns}.channel."
         self.cancel_any = f"{ns}.cancel.$any"
         self.advisories = [
             f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.>" for stream in (self.req_stream, self.work_stream)
@@ -89,6 +94,42 @@ class Subjects:
     def reply_filter(self, ingress: str) -> str:
         """All answers to one ingress process."""
         return f"{self.namespace}.reply.{ingress}.*"
+
+    @staticmethod
+    def frames(reply_to: str, request_id: str) -> str:
+        """Where the frames of one request go, given where its reply goes: the same ingress process."""
+        return f"{reply_to.rpartition('.')[0]}.{request_id}"
+
+    def channel(self, worker: str, request_id: str) -> str:
+        """Where one worker process listens for the frames of one request."""
+        return f"{self.namespace}.channel.{worker}.{request_id}"
+
+    def channel_filter(self, worker: str) -> str:
+        """The frames of all requests that one worker process runs."""
+        return f"{self.namespace}.channel.{worker}.*"
+
+    def is_channel(self, subject: str) -> bool:
+        """Whether frames may be published there; see `is_reply` for why this is asked."""
+        return (
+            subject.startswith(self._channel_prefix)
+            and _REPLY_TAIL.fullmatch(subject, len(self._channel_prefix)) is not None
+        )
+
+    def topic(self, name: str) -> str:
+        """A global topic, delivered to whoever listens now."""
+        return f"{self.namespace}.topic.{token(name, 'topic')}"
+
+    def topic_durable(self, name: str) -> str:
+        """A global topic's messages that are kept in the topic stream."""
+        return f"{self.namespace}.topic.{token(name, 'topic')}.durable"
+
+    def local(self, request_id: str, name: str) -> str:
+        """A topic of one request."""
+        return f"{self.namespace}.local.{token(request_id, 'request id')}.{token(name, 'topic')}"
+
+    def trace(self, request_id: str) -> str:
+        """The events of one traced request."""
+        return f"{self.namespace}.trace.{request_id}"
 
     def is_reply(self, subject: str) -> bool:
         """Whether an answer may be published there.
