@@ -1,4 +1,4 @@
-"""The handlers that the round trip is measured on: each only builds its answer.
+"""The handlers that the benchmarks are measured on: each only builds its answer.
 
 Run it with `python -m gati_worker --source benchmarks/bench_app.py`.
 """
@@ -50,3 +50,10 @@ async def order_again(req: Request[NewOrder], res: Response[Order], gctx: Global
 async def greet(req: Request[None], res: Response[Greeting], gctx: GlobalContext, lctx: LocalContext) -> None:
     """No body in, one route parameter."""
     res.json(Greeting(f"Hello, {req.params['name']}!"))
+
+
+@app.websocket("/echo")
+async def echo(req: Request[None], res: Response[None], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """Every message back as it came."""
+    async for message in lctx.websocket:
+        await lctx.websocket.send(message)

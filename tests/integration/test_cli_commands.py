@@ -43,10 +43,10 @@ async def bury_garbage(fabric: Fabric) -> int:
 
 
 async def test_dead_letters_are_listed_newest_first(
-    gati_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    await bury_request(gati_fabric)
-    await bury_garbage(gati_fabric)
+    await bury_request(gati_open_fabric)
+    await bury_garbage(gati_open_fabric)
 
     listed = gati("dead", "list", directory=tmp_path, environ=environ)
     newest = json.loads(gati("dead", "list", "--limit", "1", "--json", directory=tmp_path, environ=environ).stdout)
@@ -59,16 +59,16 @@ async def test_dead_letters_are_listed_newest_first(
 
 
 async def test_no_dead_letters_are_said_to_be_none(
-    gati_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
 ) -> None:
     assert gati("dead", "list", directory=tmp_path, environ=environ).stdout == "no dead letters\n"
 
 
 async def test_a_dead_letter_is_shown_with_cause_headers_and_message(
-    gati_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    number = await bury_request(gati_fabric)
-    garbage = await bury_garbage(gati_fabric)
+    number = await bury_request(gati_open_fabric)
+    garbage = await bury_garbage(gati_open_fabric)
 
     shown = gati("dead", "show", str(number), directory=tmp_path, environ=environ).stdout
     shown_garbage = gati("dead", "show", str(garbage), directory=tmp_path, environ=environ).stdout
@@ -79,37 +79,37 @@ async def test_a_dead_letter_is_shown_with_cause_headers_and_message(
 
 
 async def test_a_requeued_request_is_back_on_its_stream_under_a_new_id(
-    gati_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    number = await bury_request(gati_fabric)
+    number = await bury_request(gati_open_fabric)
 
     done = gati("dead", "requeue", str(number), directory=tmp_path, environ=environ)
 
     assert done.returncode == 0, done.stderr
     assert f"requeued dead letter {number} as request " in done.stdout
     assert done.stdout.split()[-1] != "r-1"
-    subjects = gati_fabric.subjects
-    assert (await stream_state(gati_fabric.connection, subjects.req_stream)).messages == 1
-    assert (await stream_state(gati_fabric.connection, subjects.dead_stream)).messages == 0
+    subjects = gati_open_fabric.subjects
+    assert (await stream_state(gati_open_fabric.connection, subjects.req_stream)).messages == 1
+    assert (await stream_state(gati_open_fabric.connection, subjects.dead_stream)).messages == 0
 
 
 async def test_requeueing_everything_reports_what_holds_no_request(
-    gati_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    await bury_request(gati_fabric)
-    await bury_garbage(gati_fabric)
+    await bury_request(gati_open_fabric)
+    await bury_garbage(gati_open_fabric)
 
     done = gati("dead", "requeue", "--all", directory=tmp_path, environ=environ)
 
     assert done.returncode == 1
     assert "requeued dead letter 1" in done.stdout
     assert "dead letter 2 holds no request" in done.stderr
-    assert (await stream_state(gati_fabric.connection, gati_fabric.subjects.dead_stream)).messages == 1
+    assert (await stream_state(gati_open_fabric.connection, gati_open_fabric.subjects.dead_stream)).messages == 1
 
 
 @pytest.mark.parametrize("arguments", [("show", "99"), ("requeue", "99")])
 async def test_a_number_that_does_not_exist_is_a_clear_error(
-    gati_fabric: Fabric, environ: dict[str, str], tmp_path: Path, arguments: tuple[str, str]
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path, arguments: tuple[str, str]
 ) -> None:
     failed = gati("dead", *arguments, directory=tmp_path, environ=environ)
 
@@ -126,10 +126,10 @@ async def test_requeue_wants_numbers_or_all(tmp_path: Path) -> None:
 
 
 async def test_doctor_names_what_is_wrong_and_fails(
-    gati_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    await bury_request(gati_fabric)
-    pools = KvBucket(gati_fabric.connection, gati_fabric.subjects.pools_bucket)
+    await bury_request(gati_open_fabric)
+    pools = KvBucket(gati_open_fabric.connection, gati_open_fabric.subjects.pools_bucket)
     await pools.put("worker.broken.w1", b'{"worker": 1}')
 
     examined = gati("doctor", "--json", directory=tmp_path, environ={**environ, "GATI_INGRESS_PORT": "1"})
@@ -151,9 +151,9 @@ async def test_doctor_names_what_is_wrong_and_fails(
 
 
 async def test_a_malformed_announcement_does_not_hide_the_routes(
-    gati_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    pools = KvBucket(gati_fabric.connection, gati_fabric.subjects.pools_bucket)
+    pools = KvBucket(gati_open_fabric.connection, gati_open_fabric.subjects.pools_bucket)
     await pools.put("worker.broken.w1", b"\x00")
 
     shown = gati("routes", directory=tmp_path, environ=environ)

@@ -61,7 +61,9 @@ def test_every_method_has_its_decorator(method: str) -> None:
     app = App("shop")
     decorate = getattr(app, method.lower())("/orders/:id", timeout_s=2.5)
 
-    assert decorate(handler) is handler
+    route = decorate(handler)
+
+    assert (route.function, route.id, route.__name__) == (handler, "handler", "handler")
 
     manifest = app.handlers["handler"].manifest
     assert (manifest.methods, manifest.path, manifest.timeout_s) == ([method], "/orders/{id}", 2.5)

@@ -17,11 +17,13 @@ from gati_core.wire import (
     Reply,
     RequestDescriptor,
     RoutingView,
+    TopicMessage,
     WorkItem,
     decode_cancel,
     decode_descriptor,
     decode_reply,
     decode_routing,
+    decode_topic,
     decode_work,
     encode,
     from_json,
@@ -49,6 +51,7 @@ DECODERS: dict[str, tuple[Decode, type[MalformedMessage], msgspec.Struct]] = {
     ),
     "reply": (lambda data: decode_reply(data), MalformedReply, Reply(PROTOCOL, "r", 200)),
     "cancel": (lambda data: decode_cancel(data), MalformedMessage, Cancel(PROTOCOL, "r", "deadline", 2)),
+    "topic": (lambda data: decode_topic(data), MalformedMessage, TopicMessage(PROTOCOL, "t", 1, "p")),
 }
 each_kind = pytest.mark.parametrize(("decode", "malformed", "sample"), DECODERS.values(), ids=DECODERS.keys())
 
@@ -88,6 +91,11 @@ def test_reply_survives_the_wire(message: Reply) -> None:
 @given(message=strategies.cancels())
 def test_cancel_survives_the_wire(message: Cancel) -> None:
     assert decode_cancel(encode(message)) == message
+
+
+@given(message=strategies.topic_messages())
+def test_topic_message_survives_the_wire(message: TopicMessage) -> None:
+    assert decode_topic(encode(message)) == message
 
 
 @given(message=strategies.request_descriptors() | strategies.work_items() | strategies.replies() | strategies.cancels())

@@ -2,36 +2,115 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from gati_core.contexts import GlobalContext, Instance, LocalContext, RequestMeta
+from gati_core.contexts import GlobalContext, Instance, LocalContext
 from gati_core.errors import RegistrationError
+from gati_core.wire import Principal
+from tests.helpers.handling import descriptor
 
-META = RequestMeta("r-1", "GET", "/x", "v2", ("beta",), 1_000, 1)
 INSTANCE = Instance("i-1", "shop", "shop-1", "host", 5)
 
 
-def _local(deadline_ms: int = 0) -> LocalContext:
-    return LocalContext(META, deadline_ms=deadline_ms)
+def _local(deadline_ms: int = 0, **fields: Any) -> LocalContext:
+    return LocalContext(descriptor(**fields), deadline_ms=deadline_ms)
 
 
 # -- local --------------------------------------------------------------------------------------
 
 
 def test_the_local_context_knows_its_request() -> None:
-    lctx = LocalContext(META, deadline_ms=7, client_ip="192.0.2.1", traceparent="00-1")
+    lctx = _local(7, client_ip="192.0.2.1", traceparent="00-1")
 
-    assert (lctx.request_id, lctx.meta, lctx.deadline_ms) == ("r-1", META, 7)
+    assert (lctx.request_id, lctx.deadline_ms) == ("r-1", 7)
     assert (lctx.client_ip, lctx.traceparent) == ("192.0.2.1", "00-1")
 
 
-def test_facts_about_the_request_cannot_be_changed() -> None:
+def test_the_deadline_is_the_requests_unless_somebody_says_otherwise() -> None:
+    assert LocalContext(descriptor(deadline_ms=5)).deadline_ms == 5
+    assert LocalContext(descriptor(deadline_ms=5), deadline_ms=3).deadline_ms == 3
+
+
+def test_the_facts_about_a_request_are_in_its_meta() -> None:
+    request = descriptor(method="GET", path="/x", flags=["beta", "trace"], received_ms=1_000)
+    lctx = LocalContext(
+        request,
+        deadline_ms=2_500,
+        started_ms=1_200,
+        attempt=2,
+        version="v2",
+        instance_id="i-1",
+        region="eu",
+    )
+
+    meta = lctx.meta
+    assert (meta.request_id, meta.method, meta.path, meta.version) == ("r-1", "GET", "/x", "v2")
+    assert (meta.flags, meta.received_ms, meta.timestamp) == (("beta", "trace"), 1_000, 1_000)
+    assert (meta.start_time, meta.timeout, meta.attempt) == (1_200, 1_300, 2)
+    assert (meta.instance_id, meta.region, meta.phase) == ("i-1", "eu", "received")
+
+
+def test_the_meta_follows_the_phase() -> None:
+    lctx = _local()
+    meta = lctx.meta
+
+    lctx.lifecycle.set_phase("authorized")
+
+    assert meta.phase == lctx.lifecycle.phase == "authorized"
+
+
+@pytest.mark.parametrize("name", ["path", "request_id", "phase", "other"])
+def test_facts_about_the_request_cannot_be_changed(name: str) -> None:
     with pytest.raises(AttributeError):
-        META.path = "/other"  # type: ignore[misc]
+        setattr(_local().meta, name, "/other")
+
+
+def test_the_trace_is_the_one_that_came_in() -> None:
+    lctx = _local(traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
+
+    assert (lctx.trace_id, lctx.parent_span_id) == ("a" * 32, "b" * 16)
+
+
+@pytest.mark.parametrize("traceparent", ["", "00-1", "garbage", "00-short-b-01"])
+def test_without_a_proper_trace_the_id_is_made_from_the_requests(traceparent: str) -> None:
+    one, again, other = (_local(traceparent=traceparent, request_id=name) for name in ("r-1", "r-1", "r-2"))
+
+    assert len(one.trace_id) == 32
+    assert one.trace_id == again.trace_id != other.trace_id
+
+
+def test_a_client_is_its_principal_and_else_its_address() -> None:
+    known = _local(principal=Principal("ada"))
+    one, again, other = (_local(client_ip=ip) for ip in ("192.0.2.1", "192.0.2.1", "192.0.2.2"))
+
+    assert known.client_id == known.refs.user_id == "ada"
+    assert one.client_id == again.client_id != other.client_id
+    assert one.client_id.startswith("client_")
+    assert one.refs.user_id is None
+
+
+def test_references_can_be_filled_in() -> None:
+    lctx = _local()
+
+    lctx.refs.tenant_id = "t-7"
+
+    assert (lctx.refs.tenant_id, lctx.refs.session_id) == ("t-7", None)
+
+
+def test_the_client_is_what_its_headers_and_the_network_say() -> None:
+    lctx = _local(client_ip="192.0.2.1", headers=[("user-agent", "curl"), ("x-client-region", "eu")])
+
+    assert (lctx.client.ip, lctx.client.user_agent, lctx.client.region) == ("192.0.2.1", "curl", "eu")
+
+
+@pytest.mark.parametrize(("asked", "source"), [("", "latest"), ("v1", "preference")])
+def test_the_version_that_runs_says_how_it_was_chosen(asked: str, source: str) -> None:
+    version = LocalContext(descriptor(version=asked), version="v2").timescape
+
+    assert (version.requested, version.resolved, version.handler_version, version.source) == (asked, "v2", "v2", source)
 
 
 def test_what_was_set_can_be_read_until_it_is_deleted() -> None:
@@ -94,12 +173,11 @@ def test_a_handler_cannot_hang_state_on_the_context_itself() -> None:
         _local().user = 7  # type: ignore[attr-defined]
 
 
-def test_the_time_that_remains_shrinks_to_zero_and_not_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "time", lambda: 100.0)
+@pytest.mark.parametrize(("deadline_ms", "left_s"), [(102_500, 2.5), (100_000, 0.0), (1, 0.0)])
+def test_the_time_that_remains_shrinks_to_zero_and_not_below(deadline_ms: int, left_s: float) -> None:
+    lctx = LocalContext(descriptor(), deadline_ms=deadline_ms, clock=lambda: 100.0)
 
-    assert _local(102_500).remaining_s() == 2.5
-    assert _local(100_000).remaining_s() == 0.0
-    assert _local(1).remaining_s() == 0.0
+    assert lctx.remaining_s() == left_s
 
 
 def test_a_log_line_carries_the_request_id_level_and_fields() -> None:

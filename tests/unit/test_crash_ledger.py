@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,37 @@ def test_a_slot_that_was_only_half_written_is_skipped(path: Path, damage: bytes)
     ledger = CrashLedger(path, 2)
     ledger.open_entry(_entry("whole"))
     with path.open("r+b") as file:
-        file.seek(1024)
+        file.seek(64 + 1024)
         file.write(damage)
 
     assert [entry.request_id for entry in ledger.entries()] == ["whole"]
+
+
+def test_a_ledger_that_was_never_used_has_no_heartbeat(path: Path) -> None:
+    assert CrashLedger(path, 1).heartbeat_s == 0
+
+
+def test_another_process_sees_the_heartbeat_by_the_clock_that_it_shares(path: Path) -> None:
+    supervisor = CrashLedger(path, 8)
+    supervisor.open_entry(_entry())
+    program = "import sys; from pathlib import Path; from gati_worker.ledger import CrashLedger; "
+    began = time.monotonic()
+
+    subprocess.run(
+        [sys.executable, "-c", program + "CrashLedger(Path(sys.argv[1]), 8).beat()", str(path)], check=True, timeout=30
+    )
+
+    assert began - 0.001 <= supervisor.heartbeat_s <= time.monotonic()
+    assert supervisor.entries() == [_entry()]
+
+
+def test_a_ledger_at_rest_promises_no_heartbeat(path: Path) -> None:
+    ledger = CrashLedger(path, 1)
+    ledger.beat()
+
+    ledger.rest()
+
+    assert ledger.heartbeat_s == 0
 
 
 def test_the_file_stays_when_the_ledger_is_closed(path: Path) -> None:
@@ -163,7 +191,7 @@ def test_the_ledger_holds_exactly_what_is_open(
 ) -> None:
     ledger = CrashLedger(tmp_path_factory.getbasetemp() / "any.ledger", 4)
     for slot in range(4):  # left by the example before
-        ledger._map[slot * 1024] = 0
+        ledger._map[64 + slot * 1024] = 0
     open_now: dict[int, str] = {}
 
     for opens, request_id, which in steps:

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 
-from gati_ingress.app import _Head, _read_head
+from gati_ingress.head import Head, read_head
 
 
-def _head(*pairs: tuple[str, str]) -> _Head:
-    return _read_head([(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs])
+def _head(*pairs: tuple[str, str]) -> Head:
+    return read_head([(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs])
 
 
 def test_a_request_without_headers_has_the_defaults() -> None:

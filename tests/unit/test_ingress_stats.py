@@ -35,6 +35,8 @@ def test_a_process_that_did_nothing_exposes_every_metric_without_series_per_rout
     for name in (
         "gati_ingress_in_flight",
         "gati_ingress_active_connections",
+        "gati_ingress_streams",
+        "gati_ingress_websockets",
         "gati_ingress_broker_up",
         "gati_fabric_publish_in_flight",
         "gati_fabric_kv_staleness_seconds",
@@ -190,3 +192,13 @@ def test_a_snapshot_replaces_the_one_before_and_leaves_no_draft(tmp_path: Path) 
 
     assert [file.name for file in tmp_path.iterdir()] == ["p1.json"]
     assert len(_scrape(Recorder("p2"), str(tmp_path))["gati_ingress_requests_total"]) == 1
+
+
+def test_socket_messages_are_counted_by_direction() -> None:
+    recorder = Recorder("p1")
+    recorder.stats.ws_messages_in = 3
+    recorder.stats.ws_messages_out = 5
+
+    found = _scrape(recorder)["gati_ingress_ws_messages_total"]
+
+    assert {sample.labels["direction"]: sample.value for sample in found} == {"in": 3.0, "out": 5.0}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gati_core.errors import InvalidPath, MethodNotAllowed, RouteNotFound
+from gati_core.errors import InvalidPath, MethodNotAllowed, RouteNotFound, UpgradeRequired
 from gati_router.matching import RouteTable
 
 Routes = list[tuple[str, str, int]]
@@ -293,3 +293,44 @@ def test_the_deepest_route_that_a_manifest_can_hold_matches() -> None:
     route = "/{p}" + "/a" * 510
 
     assert RouteTable([("GET", route, 1)]).match("GET", route.replace("{p}", "v")) == (1, {"p": "v"})
+
+
+# -- sockets ------------------------------------------------------------------------------------
+
+
+SOCKETS: RouteTable[str] = RouteTable(
+    [
+        ("WEBSOCKET", "/chat", "chat"),
+        ("WEBSOCKET", "/both", "socket"),
+        ("GET", "/both", "page"),
+        ("GET", "/page", "plain"),
+        ("WEBSOCKET", "/{room}/live", "room"),
+    ]
+)
+
+
+@pytest.mark.parametrize(("path", "target"), [("/chat", "chat"), ("/both", "socket"), ("/a/live", "room")])
+def test_a_handshake_finds_the_socket(path: str, target: str) -> None:
+    assert SOCKETS.match("WEBSOCKET", path)[0] == target
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/chat", "/x/live"])
+def test_plain_http_where_only_a_socket_listens_is_told_to_upgrade(method: str, path: str) -> None:
+    with pytest.raises(UpgradeRequired) as caught:
+        SOCKETS.match(method, path)
+
+    assert caught.value.status == 426
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/both"), ("WEBSOCKET", "/page")])
+def test_the_methods_that_are_allowed_never_name_the_socket(method: str, path: str) -> None:
+    with pytest.raises(MethodNotAllowed) as caught:
+        SOCKETS.match(method, path)
+
+    assert caught.value.allow == ("GET", "HEAD")
+
+
+def test_a_handshake_on_an_unknown_path_is_not_found() -> None:
+    with pytest.raises(RouteNotFound):
+        SOCKETS.match("WEBSOCKET", "/nowhere")

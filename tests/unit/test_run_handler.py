@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import anyio
 import msgspec
 import pytest
 from structlog.testing import capture_logs
 
 from gati_core import errors
-from gati_core.contexts import GlobalContext, Instance
 from gati_core.errors import GatiError, HandlerError
-from gati_core.lifecycle import BodyReader, HandlerCall, error_reply, run_handler
-from gati_core.wire import PROTOCOL, Reply, RequestDescriptor, Timing
+from gati_core.lifecycle import BodyReader, HandlerCall, Plan
+from gati_core.wire import PROTOCOL, Reply
+from tests.helpers.handling import Desk, problem
 
 SECRET = "the combination is 12-34-56"
-GCTX = GlobalContext(Instance("i", "shop", "shop-1", "host", 0))
 Run = Callable[..., Awaitable[Reply]]
 
 
@@ -30,16 +26,9 @@ class Order(msgspec.Struct):
     sku: str
 
 
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2, thread_name_prefix="handler") as executor:
-        yield executor
-
-
-@pytest.fixture
-def run(threads: ThreadPoolExecutor) -> Run:
-    async def run(function: Callable[..., Any], *, body: bytes = b"", body_type: Any = None, **fields: Any) -> Reply:
-        call = HandlerCall(
+def _plan(function: Callable[..., Any], body_type: Any = None) -> Plan:
+    return Plan(
+        HandlerCall(
             id="h",
             path="/orders/{id}",
             function=function,
@@ -47,24 +36,21 @@ def run(threads: ThreadPoolExecutor) -> Run:
             timeout_s=30.0,
             body_reader=BodyReader(body_type) if body_type else None,
         )
-        values: dict[str, Any] = {"version": "v1", "flags": ["beta"], "client_ip": "192.0.2.1", "traceparent": "00-1"}
-        descriptor = RequestDescriptor(PROTOCOL, "r-1", "reply", 9_999, 1_000, "POST", "/orders/7", **values | fields)
-        with anyio.fail_after(5):
-            return await run_handler(
-                call, descriptor, {"id": "7"}, body, GCTX, attempt=2, routed_ms=1_500, threads=threads
-            )
+    )
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk(version="v1")
+
+
+@pytest.fixture
+def run(desk: Desk) -> Run:
+    async def run(function: Callable[..., Any], *, body_type: Any = None, **fields: Any) -> Reply:
+        values: dict[str, Any] = {"flags": ["beta"], "client_ip": "192.0.2.1", "traceparent": "00-1"}
+        return await desk.handle(_plan(function, body_type), **values | fields)
 
     return run
-
-
-def _problem(reply: Reply) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(reply.body)
-    assert dict(reply.headers)["content-type"] == "application/problem+json"
-    assert document["status"] == reply.status
-    assert document["request_id"] == reply.request_id == "r-1"
-    assert reply.error is not None
-    assert reply.error.code == document["code"]
-    return document
 
 
 def _raising(exc: BaseException, *, is_async: bool) -> Callable[..., Any]:
@@ -94,18 +80,21 @@ async def test_what_the_handler_sent_is_the_reply(run: Run) -> None:
     assert (reply.route, reply.error, reply.more, reply.body_ticket) == ("/orders/{id}", None, False, "")
 
 
-async def test_the_handler_is_given_request_contexts_and_the_facts_about_both(run: Run) -> None:
+async def test_the_handler_is_given_request_contexts_and_the_facts_about_both(run: Run, desk: Desk) -> None:
     seen: dict[str, Any] = {}
 
     async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
-        seen.update(req=(req.method, req.path, req.params, req.raw_body), gctx=gctx, meta=lctx.meta)
+        seen.update(req=(req.method, req.path, req.params, req.raw_body), gctx=gctx)
+        meta = lctx.meta
+        seen["meta"] = (meta.request_id, meta.method, meta.path, meta.version, meta.flags, meta.received_ms)
+        seen["attempt"] = meta.attempt
         seen.update(ip=lctx.client_ip, trace=lctx.traceparent, deadline=lctx.deadline_ms)
 
     await run(handler, body=b"raw")
 
     assert seen["req"] == ("POST", "/orders/7", {"id": "7"}, b"raw")
-    assert seen["gctx"] is GCTX
-    assert msgspec.structs.astuple(seen["meta"]) == ("r-1", "POST", "/orders/7", "v1", ("beta",), 1_000, 2)
+    assert seen["gctx"] is desk.gctx
+    assert (seen["meta"], seen["attempt"]) == (("r-1", "POST", "/orders/7", "v1", ("beta",), 1_000), 2)
     assert (seen["ip"], seen["trace"], seen["deadline"]) == ("192.0.2.1", "00-1", 9_999)
 
 
@@ -119,18 +108,22 @@ async def test_a_handler_without_a_terminal_call_answers_204_with_no_body(run: R
     assert (reply.status, reply.headers, reply.body, reply.error) == (204, [], b"", None)
 
 
-async def test_what_a_handler_returns_is_ignored(run: Run) -> None:
+async def test_what_a_handler_returns_is_ignored_and_said_once(run: Run) -> None:
     async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> Any:
         return {"not": "sent"}
 
-    assert (await run(handler)).status == 204
+    with capture_logs() as lines:
+        replies = [await run(handler), await run(handler)]
+
+    assert [reply.status for reply in replies] == [204, 204]
+    assert [(line["event"], line["handler"], line["type"]) for line in lines] == [("return_value_ignored", "h", "dict")]
 
 
 async def test_a_def_handler_runs_in_a_thread_and_an_async_one_in_the_loop(run: Run) -> None:
     names = []
 
     def in_thread(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
-        names.append(threading.current_thread().name.partition("_")[0])
+        names.append(threading.current_thread().name)
 
     async def in_loop(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
         names.append(threading.current_thread().name)
@@ -138,7 +131,7 @@ async def test_a_def_handler_runs_in_a_thread_and_an_async_one_in_the_loop(run: 
     await run(in_thread)
     await run(in_loop)
 
-    assert names == ["handler", threading.main_thread().name]
+    assert names[0] != names[1] == threading.main_thread().name
 
 
 async def test_a_def_handler_does_not_block_the_loop(run: Run) -> None:
@@ -204,7 +197,7 @@ async def test_a_body_that_does_not_fit_is_refused_before_the_handler_starts(
 
     reply = await run(handler, body=body, body_type=Order, headers=[("content-type", content_type)])
 
-    assert (reply.status, _problem(reply)["code"], started) == (status, code, [])
+    assert (reply.status, problem(reply)["code"], started) == (status, code, [])
 
 
 async def test_an_untyped_body_that_is_no_json_is_400_when_the_handler_reads_it(run: Run) -> None:
@@ -213,7 +206,7 @@ async def test_an_untyped_body_that_is_no_json_is_400_when_the_handler_reads_it(
 
     reply = await run(handler, body=b"{", headers=[("content-type", "application/json")])
 
-    assert (reply.status, _problem(reply)["code"]) == (400, "request.invalid_body")
+    assert (reply.status, problem(reply)["code"]) == (400, "request.invalid_body")
 
 
 async def test_a_query_without_measure_is_400_when_the_handler_reads_it(run: Run) -> None:
@@ -222,7 +215,7 @@ async def test_a_query_without_measure_is_400_when_the_handler_reads_it(run: Run
 
     reply = await run(handler, query="a&" * 2000)
 
-    assert (reply.status, _problem(reply)["code"]) == (400, "request.bad")
+    assert (reply.status, problem(reply)["code"]) == (400, "request.bad")
 
 
 # -- errors -------------------------------------------------------------------------------------
@@ -232,9 +225,9 @@ async def test_a_query_without_measure_is_400_when_the_handler_reads_it(run: Run
 @pytest.mark.parametrize("status", [400, 404, 409, 422, 429, 500, 503, 599])
 async def test_a_handlers_own_error_keeps_status_code_and_message(run: Run, status: int, is_async: bool) -> None:
     reply = await run(_raising(HandlerError("sold out", status, code="shop.sold_out"), is_async=is_async))
-    problem = _problem(reply)
+    document = problem(reply)
 
-    assert (reply.status, problem["code"], problem["detail"]) == (status, "shop.sold_out", "sold out")
+    assert (reply.status, document["code"], document["detail"]) == (status, "shop.sold_out", "sold out")
     assert reply.route == "/orders/{id}"
 
 
@@ -251,7 +244,7 @@ async def test_the_context_of_a_handlers_own_error_is_for_the_log_alone(run: Run
 async def test_a_handlers_own_error_without_a_status_is_500(run: Run) -> None:
     reply = await run(_raising(HandlerError("no"), is_async=True))
 
-    assert (reply.status, _problem(reply)["code"]) == (500, "handler.error")
+    assert (reply.status, problem(reply)["code"]) == (500, "handler.error")
 
 
 KEPT = {
@@ -264,8 +257,20 @@ KEPT = {
     errors.ContentTooLarge: (413, "request.body_too_large"),
     errors.HeadersTooLarge: (431, "request.headers_too_large"),
     errors.RequestTimeout: (408, "request.timeout"),
+    errors.UpgradeRequired: (426, "route.upgrade_required"),
+    errors.Unauthenticated: (401, "auth.unauthenticated"),
+    errors.Forbidden: (403, "auth.forbidden"),
+    errors.RateLimited: (429, "rate.limited"),
     errors.DeadlineExceeded: (504, "request.deadline_exceeded"),
+    errors.HandlerTimeout: (504, "handler.timeout"),
+    errors.HookTimeout: (504, "hook.timeout"),
+    errors.ChannelClosed: (499, "channel.closed"),
+    errors.InvalidResponse: (500, "response.invalid"),
 }
+SAYS_LITTLE = (errors.HookTimeout, errors.InvalidResponse)
+"""What exactly went wrong is for the log."""
+SILENT = (errors.RequestError,)
+"""The client's own mistakes: no log line."""
 
 
 def _taxonomy(root: type[GatiError] = GatiError) -> list[type[GatiError]]:
@@ -285,11 +290,54 @@ async def test_every_error_of_the_taxonomy_has_its_status_and_code(
     with capture_logs() as lines:
         reply = await run(_raising(error, is_async=is_async))
 
-    problem = _problem(reply)
-    assert (reply.status, problem["code"]) == KEPT.get(kind, (500, "internal"))
-    assert ("said so" in problem["detail"]) is (kind in KEPT)
+    document = problem(reply)
+    assert (reply.status, document["code"]) == KEPT.get(kind, (500, "internal"))
+    assert ("said so" in document["detail"]) is (kind in KEPT and kind not in SAYS_LITTLE)
     assert SECRET not in reply.body.decode()
-    assert [line["event"] for line in lines] == ([] if kind in KEPT else ["handler_failed"])
+    special = {errors.ChannelClosed: "client_left_stream", errors.InvalidResponse: "response_invalid"}
+    logged = special.get(kind, "handler_failed")
+    assert [line["event"] for line in lines] == ([] if issubclass(kind, SILENT) else [logged])
+
+
+@pytest.mark.parametrize(
+    ("error", "header"),
+    [
+        (errors.Unauthenticated("no"), ("www-authenticate", "Bearer")),
+        (errors.RateLimited("no", retry_after_s=7), ("retry-after", "7")),
+        (errors.MethodNotAllowed("no", allow=("GET", "PUT")), ("allow", "GET, PUT")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_an_error_brings_the_header_that_its_status_asks_for(
+    run: Run, error: GatiError, header: tuple[str, str]
+) -> None:
+    assert header in (await run(_raising(error, is_async=True))).headers
+
+
+class Unreadable(HandlerError):
+    """Its text fails as well."""
+
+    def __str__(self) -> str:
+        raise ValueError(SECRET)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [HandlerError("file \udc80 is gone", 404), Unreadable("x", 404), errors.InvalidBody("x", errors=[object()])],
+    ids=["no utf-8", "no text", "no json"],
+)
+async def test_an_error_that_cannot_be_sent_is_a_plain_500(run: Run, error: GatiError) -> None:
+    with capture_logs() as lines:
+        reply = await run(_raising(error, is_async=True))
+
+    assert (reply.status, problem(reply)["code"], reply.route) == (500, "internal", "/orders/{id}")
+    assert [line["event"] for line in lines] == ["error_not_sendable"]
+
+
+@pytest.mark.parametrize("status", [399, 600, 404.5, "404"])
+def test_a_handlers_error_refuses_a_status_that_is_none(status: Any) -> None:
+    with pytest.raises(ValueError, match="between 400 and 599"):
+        HandlerError("no", status)
 
 
 class Leaky(Exception):
@@ -319,8 +367,8 @@ async def test_anything_else_is_500_and_nothing_internal_leaks(run: Run, exc: Ba
     with capture_logs() as lines:
         reply = await run(_raising(exc, is_async=is_async))
 
-    problem = _problem(reply)
-    assert (reply.status, problem["code"]) == (500, "internal")
+    document = problem(reply)
+    assert (reply.status, document["code"]) == (500, "internal")
     everything = reply.body.decode() + str(reply.headers) + str(reply.error)
     assert not any(word in everything for word in (SECRET, type(exc).__name__, "Traceback", __file__, "in_loop"))
     (line,) = lines
@@ -369,50 +417,6 @@ async def test_an_error_after_the_response_is_logged_and_the_response_stands(run
 
     assert (reply.status, reply.body, reply.error) == (202, b"answered", None)
     assert [(line["event"], line["log_level"]) for line in lines] == [("handler_failed_after_response", "error")]
-
-
-# -- cancellation -------------------------------------------------------------------------------
-
-
-@both_kinds
-async def test_cancellation_is_passed_on(run: Run, is_async: bool) -> None:
-    started, release = threading.Event(), threading.Event()
-
-    async def in_loop(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
-        started.set()
-        await anyio.sleep_forever()
-
-    def in_thread(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
-        started.set()
-        release.wait(5)
-
-    task = asyncio.ensure_future(run(in_loop if is_async else in_thread))
-    await asyncio.sleep(0)
-    await asyncio.to_thread(started.wait, 5)
-    task.cancel()
-
-    try:
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    finally:
-        release.set()
-
-
-# -- error_reply alone --------------------------------------------------------------------------
-
-
-def test_an_error_reply_carries_the_timing_it_is_given() -> None:
-    timing = Timing(1, 2, 3, 4)
-
-    assert error_reply(KeyError("x"), "r-1", handler="h", timing=timing).timing == timing
-
-
-def test_only_failures_of_the_handler_are_logged_and_client_errors_are_not() -> None:
-    with capture_logs() as lines:
-        error_reply(HandlerError("no", 404), "r-1", handler="h")
-        error_reply(errors.InvalidBody("no"), "r-1", handler="h")
-
-    assert lines == []
 
 
 def test_the_taxonomy_was_found() -> None:

@@ -55,6 +55,25 @@ def test_names_are_those_of_the_design() -> None:
     assert names.member_key("worker", "shop", "i1") == "worker.shop.i1"
 
 
+def test_topics_of_the_fabric_of_a_request_and_its_events_never_meet() -> None:
+    names = Subjects("gati")
+
+    assert names.topic("orders") == "gati.topic.orders"
+    assert names.topic_durable("orders") == "gati.topic.orders.durable"
+    assert names.local("r-1", "orders") == "gati.local.r-1.orders"
+    assert names.local_event("r-1", "orders") == "gati.local.r-1._orders"
+    for build in (names.topic, names.topic_durable, lambda name: names.local("r", name)):
+        with pytest.raises(RegistrationError):
+            build("_orders")
+
+
+def test_groups_whose_names_run_into_one_another_have_consumers_of_their_own() -> None:
+    names = {Subjects.topic_consumer(*parts) for parts in (("a", "b-c", "d"), ("a-b", "c", "d"), ("a", "b", "c-d"))}
+
+    assert len(names) == 3
+    assert Subjects.topic_consumer("shop", "billing", "orders") == "topic-shop~billing~orders"
+
+
 def test_every_priority_belongs_to_exactly_one_lane() -> None:
     """F2: consumers of a work queue must not overlap."""
     names = Subjects("gati")

@@ -15,9 +15,9 @@ from tests.helpers.waiting import eventually
 Message = tuple[bytes, bytes, bytes, bytes | None]
 
 
-async def test_messages_of_all_sizes_arrive_whole_and_in_order(gati_fabric: Fabric) -> None:
+async def test_messages_of_all_sizes_arrive_whole_and_in_order(gati_open_fabric: Fabric) -> None:
     """Sizes around the read buffer's, so that messages are split and joined in every way."""
-    connection = gati_fabric.connection
+    connection = gati_open_fabric.connection
     chance = random.Random(7)
     bodies = [chance.randbytes(chance.choice([0, 1, 17, 4_000, 65_535, 65_536, 200_000])) for _ in range(120)]
     got: list[bytes] = []
@@ -30,8 +30,8 @@ async def test_messages_of_all_sizes_arrive_whole_and_in_order(gati_fabric: Fabr
     assert got == bodies
 
 
-async def test_bodies_that_look_like_protocol_are_only_bodies(gati_fabric: Fabric) -> None:
-    connection = gati_fabric.connection
+async def test_bodies_that_look_like_protocol_are_only_bodies(gati_open_fabric: Fabric) -> None:
+    connection = gati_open_fabric.connection
     bodies = [b"\r\n", b"MSG x 1 2\r\nhi\r\n", b"PING\r\n", b"HMSG a 1 4 4\r\n", b"-ERR 'x'\r\n", b"\r\n\r\n\r\n"]
     got: list[bytes] = []
     await connection.subscribe("odd", lambda _s, _r, data, _h: got.append(data))
@@ -42,11 +42,11 @@ async def test_bodies_that_look_like_protocol_are_only_bodies(gati_fabric: Fabri
     await eventually(lambda: got == bodies, within_s=2)
 
 
-async def test_nats_pys_own_subscriptions_still_work_beside_the_direct_ones(gati_fabric: Fabric) -> None:
-    client = gati_fabric.connection._client
+async def test_nats_pys_own_subscriptions_still_work_beside_the_direct_ones(gati_open_fabric: Fabric) -> None:
+    client = gati_open_fabric.connection._client
     theirs = await client.subscribe("both")
     got: list[bytes] = []
-    await gati_fabric.connection.subscribe("both", lambda _s, _r, data, _h: got.append(data))
+    await gati_open_fabric.connection.subscribe("both", lambda _s, _r, data, _h: got.append(data))
 
     await client.publish("both", b"x", headers={"A": "b"})
 
@@ -56,9 +56,9 @@ async def test_nats_pys_own_subscriptions_still_work_beside_the_direct_ones(gati
 
 
 async def test_everything_published_in_one_turn_leaves_in_one_write(
-    gati_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+    gati_open_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = gati_fabric.connection._client
+    client = gati_open_fabric.connection._client
     writes: list[int] = []
     transport = client._transport
     assert transport is not None

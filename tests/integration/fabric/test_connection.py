@@ -12,8 +12,8 @@ from tests.helpers import brokers
 from tests.helpers.waiting import eventually
 
 
-async def test_messages_reach_every_subscription(gati_fabric: Fabric) -> None:
-    connection = gati_fabric.connection
+async def test_messages_reach_every_subscription(gati_open_fabric: Fabric) -> None:
+    connection = gati_open_fabric.connection
     got: list[tuple[bytes, bytes, bytes, bytes | None]] = []
     await connection.subscribe("plain.*", lambda *message: got.append(message))
 
@@ -29,8 +29,8 @@ async def test_messages_reach_every_subscription(gati_fabric: Fabric) -> None:
     ]
 
 
-async def test_a_closed_subscription_gets_nothing_more(gati_fabric: Fabric) -> None:
-    connection = gati_fabric.connection
+async def test_a_closed_subscription_gets_nothing_more(gati_open_fabric: Fabric) -> None:
+    connection = gati_open_fabric.connection
     left: list[bytes] = []
     kept: list[bytes] = []
     leaving = await connection.subscribe("plain", lambda _s, _r, data, _h: left.append(data))
@@ -44,8 +44,8 @@ async def test_a_closed_subscription_gets_nothing_more(gati_fabric: Fabric) -> N
     assert left == [b"before"]
 
 
-async def test_one_member_of_a_queue_group_gets_each_message(gati_fabric: Fabric) -> None:
-    connection = gati_fabric.connection
+async def test_one_member_of_a_queue_group_gets_each_message(gati_open_fabric: Fabric) -> None:
+    connection = gati_open_fabric.connection
     got: list[bytes] = []
     for _ in range(3):
         await connection.subscribe("shared", lambda _s, _r, data, _h: got.append(data), queue="hosts")
@@ -58,7 +58,7 @@ async def test_one_member_of_a_queue_group_gets_each_message(gati_fabric: Fabric
     assert sorted(got) == sorted(b"%d" % number for number in range(20))
 
 
-async def test_a_callback_that_raises_does_not_stop_the_ones_after_it(gati_fabric: Fabric) -> None:
+async def test_a_callback_that_raises_does_not_stop_the_ones_after_it(gati_open_fabric: Fabric) -> None:
     """F8: callbacks run one after another, so each must survive the one before."""
     got: list[bytes] = []
 
@@ -67,16 +67,16 @@ async def test_a_callback_that_raises_does_not_stop_the_ones_after_it(gati_fabri
         if data == b"bad":
             raise ValueError("a bug")
 
-    await gati_fabric.connection.subscribe("plain", callback)
+    await gati_open_fabric.connection.subscribe("plain", callback)
     for data in (b"bad", b"good"):
-        gati_fabric.connection.publish_now(b"plain", data)
+        gati_open_fabric.connection.publish_now(b"plain", data)
 
     await eventually(lambda: got == [b"bad", b"good"], within_s=2)
-    assert gati_fabric.connection.is_up
+    assert gati_open_fabric.connection.is_up
 
 
-async def test_health_tells_where_it_is_connected(gati_fabric: Fabric, gati_broker: EmbeddedBroker) -> None:
-    health = gati_fabric.connection.health()
+async def test_health_tells_where_it_is_connected(gati_open_fabric: Fabric, gati_broker: EmbeddedBroker) -> None:
+    health = gati_open_fabric.connection.health()
 
     assert (health.is_connected, health.is_up) == (True, True)
     assert health.server_url == f"127.0.0.1:{gati_broker.port}"
@@ -120,11 +120,11 @@ async def test_errors_of_the_caller_come_out_as_they_are(gati_fabric_settings: F
             raise ZeroDivisionError
 
 
-async def test_messages_published_right_before_closing_arrive(gati_fabric: Fabric) -> None:
+async def test_messages_published_right_before_closing_arrive(gati_open_fabric: Fabric) -> None:
     got: list[bytes] = []
-    await gati_fabric.connection.subscribe("last.words", lambda _s, _r, data, _h: got.append(data))
+    await gati_open_fabric.connection.subscribe("last.words", lambda _s, _r, data, _h: got.append(data))
 
-    async with open_connection(gati_fabric.settings, name="leaving") as leaving:
+    async with open_connection(gati_open_fabric.settings, name="leaving") as leaving:
         leaving.publish_now(b"last.words", b"bye")
 
     await eventually(lambda: got == [b"bye"], within_s=2)
@@ -242,9 +242,11 @@ async def test_what_is_held_is_bounded_and_the_oldest_give_way(own_fabric: Fabri
     assert (connection.health().held_messages, connection.health().dropped_messages) == (20_000, 5)
 
 
-async def test_payload_and_headers_over_the_limit_are_refused_and_the_connection_stays(gati_fabric: Fabric) -> None:
+async def test_payload_and_headers_over_the_limit_are_refused_and_the_connection_stays(
+    gati_open_fabric: Fabric,
+) -> None:
     """F7: the body alone would fit; sent as it is, the server would cut the link for good."""
-    connection = gati_fabric.connection
+    connection = gati_open_fabric.connection
     headers = b"NATS/1.0\r\nA: " + b"b" * 1000 + b"\r\n\r\n"
     body = b"x" * (connection.max_payload - 500)
 
@@ -253,11 +255,11 @@ async def test_payload_and_headers_over_the_limit_are_refused_and_the_connection
 
     await connection.flush()
     assert connection.health().reconnects == 0
-    assert await gati_fabric.publisher.send(gati_fabric.subjects.req(5), b"still here") == 1
+    assert await gati_open_fabric.publisher.send(gati_open_fabric.subjects.req(5), b"still here") == 1
 
 
-async def test_a_message_of_exactly_the_limit_goes_through(gati_fabric: Fabric) -> None:
-    connection = gati_fabric.connection
+async def test_a_message_of_exactly_the_limit_goes_through(gati_open_fabric: Fabric) -> None:
+    connection = gati_open_fabric.connection
     sizes: list[int] = []
     await connection.subscribe("plain", lambda _s, _r, data, headers: sizes.append(len(data) + len(headers or b"")))
     headers = b"NATS/1.0\r\nA: b\r\n\r\n"
@@ -268,9 +270,9 @@ async def test_a_message_of_exactly_the_limit_goes_through(gati_fabric: Fabric) 
     await eventually(lambda: sizes == [connection.max_payload] * 2, within_s=5)
 
 
-async def test_a_client_that_closed_for_good_is_replaced_with_its_subscriptions(gati_fabric: Fabric) -> None:
+async def test_a_client_that_closed_for_good_is_replaced_with_its_subscriptions(gati_open_fabric: Fabric) -> None:
     """F7: nats-py gives up for ever on some errors, whatever its reconnect settings are."""
-    connection = gati_fabric.connection
+    connection = gati_open_fabric.connection
     got: list[bytes] = []
     ups: list[str] = []
     await connection.subscribe("plain", lambda _s, _r, data, _h: got.append(data))
@@ -283,20 +285,20 @@ async def test_a_client_that_closed_for_good_is_replaced_with_its_subscriptions(
     connection.publish_now(b"plain", b"again")
 
     await eventually(lambda: got == [b"again"], within_s=2)
-    assert await gati_fabric.publisher.send(gati_fabric.subjects.req(5), b"x") == 1
+    assert await gati_open_fabric.publisher.send(gati_open_fabric.subjects.req(5), b"x") == 1
     assert (connection.is_up, connection.health().rebuilds) == (True, 1)
 
 
-async def test_a_client_is_replaced_again_and_again(gati_fabric: Fabric) -> None:
-    connection = gati_fabric.connection
+async def test_a_client_is_replaced_again_and_again(gati_open_fabric: Fabric) -> None:
+    connection = gati_open_fabric.connection
     for times in (1, 2, 3):
         await connection._client.close()
         await eventually(lambda times=times: connection.health().rebuilds == times, within_s=3)
-    assert await gati_fabric.publisher.send(gati_fabric.subjects.req(5), b"x") == 1
+    assert await gati_open_fabric.publisher.send(gati_open_fabric.subjects.req(5), b"x") == 1
 
 
-async def test_subscribing_while_the_client_is_closed_is_refused_with_our_error(gati_fabric: Fabric) -> None:
-    connection = gati_fabric.connection
+async def test_subscribing_while_the_client_is_closed_is_refused_with_our_error(gati_open_fabric: Fabric) -> None:
+    connection = gati_open_fabric.connection
     await connection._client.close()
 
     with pytest.raises(BrokerUnavailable):

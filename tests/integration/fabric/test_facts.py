@@ -27,16 +27,16 @@ from tests.helpers.collecting import collecting
 from tests.helpers.waiting import eventually
 
 
-async def test_a_reply_travels_on_its_own_subject_and_not_as_the_publish_ack(gati_fabric: Fabric) -> None:
+async def test_a_reply_travels_on_its_own_subject_and_not_as_the_publish_ack(gati_open_fabric: Fabric) -> None:
     """F1: a request on a stream's subject would be answered by the stream."""
-    names = gati_fabric.subjects
+    names = gati_open_fabric.subjects
     replies: list[bytes] = []
-    await gati_fabric.connection.subscribe(names.reply_filter("i"), lambda _s, _r, data, _h: replies.append(data))
-    async with collecting(gati_fabric) as got:
-        sequence = await gati_fabric.publisher.send(names.work("p", "h"), names.reply("i", "1").encode())
+    await gati_open_fabric.connection.subscribe(names.reply_filter("i"), lambda _s, _r, data, _h: replies.append(data))
+    async with collecting(gati_open_fabric) as got:
+        sequence = await gati_open_fabric.publisher.send(names.work("p", "h"), names.reply("i", "1").encode())
         delivery = await got.next()
         answer = encode(Reply(PROTOCOL, "r-1", 200))
-        gati_fabric.connection.publish_or_hold(delivery.data, answer)
+        gati_open_fabric.connection.publish_or_hold(delivery.data, answer)
         delivery.ack()
 
         await eventually(lambda: replies == [answer], within_s=2)
@@ -44,20 +44,20 @@ async def test_a_reply_travels_on_its_own_subject_and_not_as_the_publish_ack(gat
         assert decode_reply(replies[0]).status == 200
 
 
-async def test_two_pools_with_the_same_handler_names_never_share_a_message(gati_fabric: Fabric) -> None:
+async def test_two_pools_with_the_same_handler_names_never_share_a_message(gati_open_fabric: Fabric) -> None:
     """F2: one durable per disjoint slice."""
-    async with collecting(gati_fabric, pool="one") as one, collecting(gati_fabric, pool="two") as two:
-        await gati_fabric.publisher.send(gati_fabric.subjects.work("one", "h"), b"1")
-        await gati_fabric.publisher.send(gati_fabric.subjects.work("two", "h"), b"2")
+    async with collecting(gati_open_fabric, pool="one") as one, collecting(gati_open_fabric, pool="two") as two:
+        await gati_open_fabric.publisher.send(gati_open_fabric.subjects.work("one", "h"), b"1")
+        await gati_open_fabric.publisher.send(gati_open_fabric.subjects.work("two", "h"), b"2")
 
         assert ((await one.next()).data, (await two.next()).data) == (b"1", b"2")
         assert (len(one.seen), len(two.seen)) == (1, 1)
 
 
-async def test_the_attempt_after_our_last_one_still_reaches_our_code(gati_fabric: Fabric) -> None:
+async def test_the_attempt_after_our_last_one_still_reaches_our_code(gati_open_fabric: Fabric) -> None:
     """F3, F19: our limit is below the server's, so a crash on our last attempt is still seen by us."""
-    async with collecting(gati_fabric) as got:
-        await gati_fabric.publisher.send(gati_fabric.subjects.work("p", "h"), b"x")
+    async with collecting(gati_open_fabric) as got:
+        await gati_open_fabric.publisher.send(gati_open_fabric.subjects.work("p", "h"), b"x")
         for _ in range(MAX_ATTEMPTS):
             (await got.next()).nak()
 
@@ -66,15 +66,15 @@ async def test_the_attempt_after_our_last_one_still_reaches_our_code(gati_fabric
         delivery.term()
 
 
-async def test_the_same_id_after_the_ack_is_swallowed_so_a_new_run_needs_a_new_one(gati_fabric: Fabric) -> None:
+async def test_the_same_id_after_the_ack_is_swallowed_so_a_new_run_needs_a_new_one(gati_open_fabric: Fabric) -> None:
     """F5: confirmed, and never delivered."""
-    subject = gati_fabric.subjects.work("p", "h")
-    async with collecting(gati_fabric) as got:
-        await gati_fabric.publisher.send(subject, b"first", message_id="r-1")
+    subject = gati_open_fabric.subjects.work("p", "h")
+    async with collecting(gati_open_fabric) as got:
+        await gati_open_fabric.publisher.send(subject, b"first", message_id="r-1")
         (await got.next()).ack()
 
-        await gati_fabric.publisher.send(subject, b"swallowed", message_id="r-1")
-        await gati_fabric.publisher.send(subject, b"again", message_id="r-1#2")
+        await gati_open_fabric.publisher.send(subject, b"swallowed", message_id="r-1")
+        await gati_open_fabric.publisher.send(subject, b"again", message_id="r-1#2")
 
         assert (await got.next()).data == b"again"
         assert got.bodies == [b"first", b"again"]
@@ -119,17 +119,17 @@ async def test_a_full_stream_takes_messages_again_as_soon_as_one_is_acked(
 
 @pytest.mark.parametrize("spare_bytes", [0, 1, 50])
 async def test_a_body_just_under_the_limit_with_an_id_never_cuts_the_connection(
-    gati_fabric: Fabric, spare_bytes: int
+    gati_open_fabric: Fabric, spare_bytes: int
 ) -> None:
     """F7: nats-py would count the body alone, and be closed for good by the server."""
-    connection = gati_fabric.connection
+    connection = gati_open_fabric.connection
     body = b"x" * (connection.max_payload - spare_bytes)
 
     if spare_bytes < 50:
         with pytest.raises(MessageTooLarge):
-            await gati_fabric.publisher.send(gati_fabric.subjects.req(5), body, message_id="r-1")
+            await gati_open_fabric.publisher.send(gati_open_fabric.subjects.req(5), body, message_id="r-1")
     else:
-        await gati_fabric.publisher.send(gati_fabric.subjects.req(5), body, message_id="r-1")
+        await gati_open_fabric.publisher.send(gati_open_fabric.subjects.req(5), body, message_id="r-1")
 
     await connection.flush()
     health = connection.health()
@@ -203,24 +203,24 @@ async def test_a_window_full_of_lost_acks_is_free_again_after_their_deadline(
         assert len(await asyncio.gather(*(fabric.publisher.send(subject, b"x") for _ in range(8)))) == 8
 
 
-async def test_closing_a_fabric_hands_its_open_requests_back_at_once(gati_fabric: Fabric) -> None:
+async def test_closing_a_fabric_hands_its_open_requests_back_at_once(gati_open_fabric: Fabric) -> None:
     """F13, F18: a whole process leaves, without a word to its consumers; the next message goes to who is left."""
-    async with collecting(gati_fabric) as stayer:
-        async with open_fabric(gati_fabric.settings, name="leaver", ensure=False) as leaver, collecting(leaver):
+    async with collecting(gati_open_fabric) as stayer:
+        async with open_fabric(gati_open_fabric.settings, name="leaver", ensure=False) as leaver, collecting(leaver):
             pass
         for number in range(10):
-            await gati_fabric.publisher.send(gati_fabric.subjects.work("p", "h"), b"%d" % number)
+            await gati_open_fabric.publisher.send(gati_open_fabric.subjects.work("p", "h"), b"%d" % number)
             delivery = await stayer.next(within_s=1)
             assert (delivery.data, delivery.attempt) == (b"%d" % number, 1)
             delivery.ack()
 
 
-async def test_a_reply_nobody_waits_for_vanishes_without_harm(gati_fabric: Fabric) -> None:
+async def test_a_reply_nobody_waits_for_vanishes_without_harm(gati_open_fabric: Fabric) -> None:
     """F14."""
-    gati_fabric.connection.publish_or_hold(gati_fabric.subjects.reply("gone", "1").encode(), b"x")
+    gati_open_fabric.connection.publish_or_hold(gati_open_fabric.subjects.reply("gone", "1").encode(), b"x")
 
-    await gati_fabric.connection.flush()
-    assert gati_fabric.connection.is_up
+    await gati_open_fabric.connection.flush()
+    assert gati_open_fabric.connection.is_up
 
 
 async def test_reconnects_leave_no_consumer_behind(own_fabric: Fabric, own_broker: EmbeddedBroker) -> None:
@@ -251,16 +251,16 @@ async def test_a_started_broker_answers_stream_operations_at_once(tmp_path: Path
                 assert await fabric.publisher.send(fabric.subjects.req(5), b"x")
 
 
-async def test_an_ack_is_explicit_and_nothing_is_settled_by_delivery_alone(gati_fabric: Fabric) -> None:
+async def test_an_ack_is_explicit_and_nothing_is_settled_by_delivery_alone(gati_open_fabric: Fabric) -> None:
     """F13: a message that was only delivered is still there when its reader is gone."""
     async with (
-        open_fabric(gati_fabric.settings, name="leaving", ensure=False) as leaving,
+        open_fabric(gati_open_fabric.settings, name="leaving", ensure=False) as leaving,
         collecting(leaving) as got,
     ):
-        await gati_fabric.publisher.send(gati_fabric.subjects.work("p", "h"), b"x")
+        await gati_open_fabric.publisher.send(gati_open_fabric.subjects.work("p", "h"), b"x")
         await got.next()
 
-    assert (await stream_state(gati_fabric.connection, gati_fabric.subjects.work_stream)).messages == 1
+    assert (await stream_state(gati_open_fabric.connection, gati_open_fabric.subjects.work_stream)).messages == 1
 
 
 async def test_deadlines_of_acks_need_no_broker(own_fabric: Fabric, own_broker: EmbeddedBroker) -> None:

@@ -37,50 +37,50 @@ async def _publisher(
         yield await WindowedPublisher.open(connection), connection
 
 
-async def test_every_publish_is_confirmed_once_with_its_own_context(gati_fabric: Fabric) -> None:
+async def test_every_publish_is_confirmed_once_with_its_own_context(gati_open_fabric: Fabric) -> None:
     outcomes: list[Outcome] = []
-    subject = gati_fabric.subjects.req(5).encode()
+    subject = gati_open_fabric.subjects.req(5).encode()
 
     for number in range(500):
-        gati_fabric.publisher.publish(subject, b"x", lambda *outcome: outcomes.append(outcome), number)
+        gati_open_fabric.publisher.publish(subject, b"x", lambda *outcome: outcomes.append(outcome), number)
 
     await eventually(lambda: len(outcomes) == 500, within_s=5)
     assert sorted(outcomes, key=str) == sorted(((number, None) for number in range(500)), key=str)
-    assert gati_fabric.publisher.in_flight == 0
-    assert (await stream_state(gati_fabric.connection, gati_fabric.subjects.req_stream)).messages == 500
+    assert gati_open_fabric.publisher.in_flight == 0
+    assert (await stream_state(gati_open_fabric.connection, gati_open_fabric.subjects.req_stream)).messages == 500
 
 
-async def test_send_returns_the_sequence_in_the_stream(gati_fabric: Fabric) -> None:
-    subject = gati_fabric.subjects.req(5)
+async def test_send_returns_the_sequence_in_the_stream(gati_open_fabric: Fabric) -> None:
+    subject = gati_open_fabric.subjects.req(5)
 
-    assert [await gati_fabric.publisher.send(subject, b"x") for _ in range(3)] == [1, 2, 3]
+    assert [await gati_open_fabric.publisher.send(subject, b"x") for _ in range(3)] == [1, 2, 3]
 
 
-async def test_a_repeated_message_id_is_stored_once(gati_fabric: Fabric) -> None:
-    subject = gati_fabric.subjects.req(5)
+async def test_a_repeated_message_id_is_stored_once(gati_open_fabric: Fabric) -> None:
+    subject = gati_open_fabric.subjects.req(5)
 
-    first = await gati_fabric.publisher.send(subject, b"x", message_id="m-1")
-    again = await gati_fabric.publisher.send(subject, b"x", message_id="m-1")
+    first = await gati_open_fabric.publisher.send(subject, b"x", message_id="m-1")
+    again = await gati_open_fabric.publisher.send(subject, b"x", message_id="m-1")
 
     assert first == again == 1
-    assert (await stream_state(gati_fabric.connection, gati_fabric.subjects.req_stream)).messages == 1
+    assert (await stream_state(gati_open_fabric.connection, gati_open_fabric.subjects.req_stream)).messages == 1
 
 
-async def test_the_callback_form_knows_message_ids_too(gati_fabric: Fabric) -> None:
+async def test_the_callback_form_knows_message_ids_too(gati_open_fabric: Fabric) -> None:
     outcomes: list[Outcome] = []
     for number in range(3):
-        gati_fabric.publisher.publish(
-            gati_fabric.subjects.req(5).encode(), b"x", lambda *o: outcomes.append(o), number, message_id="m-1"
+        gati_open_fabric.publisher.publish(
+            gati_open_fabric.subjects.req(5).encode(), b"x", lambda *o: outcomes.append(o), number, message_id="m-1"
         )
 
     await eventually(lambda: len(outcomes) == 3, within_s=2)
     assert {error for _, error in outcomes} == {None}
-    assert (await stream_state(gati_fabric.connection, gati_fabric.subjects.req_stream)).messages == 1
+    assert (await stream_state(gati_open_fabric.connection, gati_open_fabric.subjects.req_stream)).messages == 1
 
 
-async def test_a_full_window_is_backpressure_and_nothing_is_sent(gati_fabric: Fabric) -> None:
-    async with _publisher(gati_fabric, window=4) as (publisher, _):
-        subject = gati_fabric.subjects.req(5).encode()
+async def test_a_full_window_is_backpressure_and_nothing_is_sent(gati_open_fabric: Fabric) -> None:
+    async with _publisher(gati_open_fabric, window=4) as (publisher, _):
+        subject = gati_open_fabric.subjects.req(5).encode()
         outcomes: list[Outcome] = []
 
         for number in range(4):
@@ -91,28 +91,28 @@ async def test_a_full_window_is_backpressure_and_nothing_is_sent(gati_fabric: Fa
         await eventually(lambda: len(outcomes) == 4, within_s=2)
         publisher.publish(subject, b"x", lambda *o: outcomes.append(o), 5)
         await eventually(lambda: len(outcomes) == 5, within_s=2)
-        assert (await stream_state(gati_fabric.connection, gati_fabric.subjects.req_stream)).messages == 5
+        assert (await stream_state(gati_open_fabric.connection, gati_open_fabric.subjects.req_stream)).messages == 5
 
 
-async def test_a_refused_publish_takes_no_slot(gati_fabric: Fabric) -> None:
-    async with _publisher(gati_fabric, window=1) as (publisher, _):
-        subject = gati_fabric.subjects.req(5)
+async def test_a_refused_publish_takes_no_slot(gati_open_fabric: Fabric) -> None:
+    async with _publisher(gati_open_fabric, window=1) as (publisher, _):
+        subject = gati_open_fabric.subjects.req(5)
 
         for _ in range(3):
             with pytest.raises(MessageTooLarge):
-                await publisher.send(subject, b"x" * (gati_fabric.connection.max_payload + 1))
+                await publisher.send(subject, b"x" * (gati_open_fabric.connection.max_payload + 1))
 
         assert publisher.in_flight == 0
         assert await publisher.send(subject, b"fits") == 1
 
 
-async def test_a_message_id_counts_towards_the_size_limit(gati_fabric: Fabric) -> None:
+async def test_a_message_id_counts_towards_the_size_limit(gati_open_fabric: Fabric) -> None:
     """F7: the id travels as a header."""
     with pytest.raises(MessageTooLarge):
-        await gati_fabric.publisher.send(
-            gati_fabric.subjects.req(5), b"x" * gati_fabric.connection.max_payload, message_id="m-1"
+        await gati_open_fabric.publisher.send(
+            gati_open_fabric.subjects.req(5), b"x" * gati_open_fabric.connection.max_payload, message_id="m-1"
         )
-    assert gati_fabric.connection.is_up
+    assert gati_open_fabric.connection.is_up
 
 
 async def test_a_full_stream_is_backpressure(gati_fabric_settings: FabricSettings) -> None:
@@ -159,14 +159,14 @@ async def test_the_callback_form_gets_backpressure_as_its_error(gati_fabric_sett
         assert isinstance(outcomes[1][1], Backpressure)
 
 
-async def test_a_subject_that_no_stream_takes_is_refused_at_once(gati_fabric: Fabric) -> None:
+async def test_a_subject_that_no_stream_takes_is_refused_at_once(gati_open_fabric: Fabric) -> None:
     with anyio.fail_after(1), pytest.raises(BrokerUnavailable, match="no stream"):
-        await gati_fabric.publisher.send("nobody.listens.here", b"x")
+        await gati_open_fabric.publisher.send("nobody.listens.here", b"x")
 
 
-async def test_an_ack_that_never_comes_is_unconfirmed_after_the_deadline(gati_fabric: Fabric) -> None:
+async def test_an_ack_that_never_comes_is_unconfirmed_after_the_deadline(gati_open_fabric: Fabric) -> None:
     """F12: acks time out. A plain subscriber swallows the publish, so no stream ever answers."""
-    async with _publisher(gati_fabric, window=2, ack_timeout_s=0.3) as (publisher, connection):
+    async with _publisher(gati_open_fabric, window=2, ack_timeout_s=0.3) as (publisher, connection):
         await connection.subscribe("swallowed", lambda *_: None)
 
         for _ in range(5):
@@ -177,9 +177,9 @@ async def test_an_ack_that_never_comes_is_unconfirmed_after_the_deadline(gati_fa
         assert publisher.stats.unconfirmed == 5
 
 
-async def test_a_late_ack_never_confirms_another_publish(gati_fabric: Fabric) -> None:
+async def test_a_late_ack_never_confirms_another_publish(gati_open_fabric: Fabric) -> None:
     """The slot of a publish that timed out is retired together with its reply subject."""
-    async with _publisher(gati_fabric, window=1, ack_timeout_s=0.3) as (publisher, connection):
+    async with _publisher(gati_open_fabric, window=1, ack_timeout_s=0.3) as (publisher, connection):
         acks: list[bytes] = []
         await connection.subscribe("swallowed", lambda _s, reply, _d, _h: acks.append(reply))
         with pytest.raises(PublishUnconfirmed):
@@ -197,8 +197,8 @@ async def test_a_late_ack_never_confirms_another_publish(gati_fabric: Fabric) ->
         assert acks[0] != acks[1]
 
 
-async def test_an_ack_that_comes_twice_confirms_once(gati_fabric: Fabric) -> None:
-    async with _publisher(gati_fabric, window=1) as (publisher, connection):
+async def test_an_ack_that_comes_twice_confirms_once(gati_open_fabric: Fabric) -> None:
+    async with _publisher(gati_open_fabric, window=1) as (publisher, connection):
 
         def answer_twice(_subject: bytes, reply: bytes, _data: bytes, _headers: bytes | None) -> None:
             for _ in range(2):
@@ -212,8 +212,8 @@ async def test_an_ack_that_comes_twice_confirms_once(gati_fabric: Fabric) -> Non
 
 
 @pytest.mark.parametrize("ack", [b"", b"{", b'{"error":', b'{"error":{"code":"x"}}', b"\xff\xfe", b"[]"])
-async def test_an_ack_that_cannot_be_read_still_settles_the_publish(gati_fabric: Fabric, ack: bytes) -> None:
-    async with _publisher(gati_fabric, window=1) as (publisher, connection):
+async def test_an_ack_that_cannot_be_read_still_settles_the_publish(gati_open_fabric: Fabric, ack: bytes) -> None:
+    async with _publisher(gati_open_fabric, window=1) as (publisher, connection):
         await connection.subscribe("odd", lambda _s, reply, _d, _h: connection.publish_now(reply, ack))
 
         with anyio.fail_after(2):
@@ -225,10 +225,10 @@ async def test_an_ack_that_cannot_be_read_still_settles_the_publish(gati_fabric:
         assert publisher.in_flight == 0
 
 
-async def test_a_cancelled_send_frees_its_slot(gati_fabric: Fabric) -> None:
+async def test_a_cancelled_send_frees_its_slot(gati_open_fabric: Fabric) -> None:
     """F12: nothing leaks, however often callers lose patience, and cancellation stays cancellation."""
-    async with _publisher(gati_fabric, window=2) as (publisher, _):
-        subject = gati_fabric.subjects.req(5)
+    async with _publisher(gati_open_fabric, window=2) as (publisher, _):
+        subject = gati_open_fabric.subjects.req(5)
 
         for _ in range(10):
             task = asyncio.create_task(publisher.send(subject, b"x"))
@@ -241,9 +241,9 @@ async def test_a_cancelled_send_frees_its_slot(gati_fabric: Fabric) -> None:
         assert await publisher.send(subject, b"x") == 11
 
 
-async def test_a_cancelled_send_whose_ack_never_comes_frees_its_slot_too(gati_fabric: Fabric) -> None:
+async def test_a_cancelled_send_whose_ack_never_comes_frees_its_slot_too(gati_open_fabric: Fabric) -> None:
     """F12."""
-    async with _publisher(gati_fabric, window=1, ack_timeout_s=0.3) as (publisher, connection):
+    async with _publisher(gati_open_fabric, window=1, ack_timeout_s=0.3) as (publisher, connection):
         await connection.subscribe("swallowed", lambda *_: None)
 
         with anyio.move_on_after(0.05) as patience:
@@ -251,7 +251,7 @@ async def test_a_cancelled_send_whose_ack_never_comes_frees_its_slot_too(gati_fa
 
         assert patience.cancelled_caught
         await eventually(lambda: publisher.in_flight == 0, within_s=2)
-        assert await publisher.send(gati_fabric.subjects.req(5), b"x") == 1
+        assert await publisher.send(gati_open_fabric.subjects.req(5), b"x") == 1
 
 
 async def test_publishes_under_way_when_the_broker_dies_are_all_settled(

@@ -28,10 +28,10 @@ async def _nothing_left(fabric: Fabric) -> bool:
     return await _left(fabric) == 0
 
 
-async def test_a_delivery_carries_what_was_published(gati_fabric: Fabric) -> None:
-    subject = gati_fabric.subjects.work("p", "h")
-    async with collecting(gati_fabric) as got:
-        await gati_fabric.publisher.send(subject, b"x", headers={"Über-Uns": "ja", "Trace": "größe"})
+async def test_a_delivery_carries_what_was_published(gati_open_fabric: Fabric) -> None:
+    subject = gati_open_fabric.subjects.work("p", "h")
+    async with collecting(gati_open_fabric) as got:
+        await gati_open_fabric.publisher.send(subject, b"x", headers={"Über-Uns": "ja", "Trace": "größe"})
         delivery = await got.next()
 
         assert (delivery.subject, delivery.data, delivery.attempt) == (subject.encode(), b"x", 1)
@@ -39,63 +39,63 @@ async def test_a_delivery_carries_what_was_published(gati_fabric: Fabric) -> Non
         assert delivery.header_fields()["Trace"] == "größe"
 
 
-async def test_an_acked_message_is_gone_from_the_queue(gati_fabric: Fabric) -> None:
-    async with collecting(gati_fabric) as got:
-        await _publish(gati_fabric, b"x")
+async def test_an_acked_message_is_gone_from_the_queue(gati_open_fabric: Fabric) -> None:
+    async with collecting(gati_open_fabric) as got:
+        await _publish(gati_open_fabric, b"x")
         (await got.next()).ack()
 
-        await eventually(lambda: _nothing_left(gati_fabric), within_s=2)
+        await eventually(lambda: _nothing_left(gati_open_fabric), within_s=2)
         assert got.consumer.busy == 0
 
 
-async def test_what_waited_before_the_start_is_delivered_in_order(gati_fabric: Fabric) -> None:
-    await gati_fabric.topology.ensure_pool("p", {"h": "at_least_once"})
-    await _publish(gati_fabric, *(b"%d" % number for number in range(20)))
+async def test_what_waited_before_the_start_is_delivered_in_order(gati_open_fabric: Fabric) -> None:
+    await gati_open_fabric.topology.ensure_pool("p", {"h": "at_least_once"})
+    await _publish(gati_open_fabric, *(b"%d" % number for number in range(20)))
 
-    async with collecting(gati_fabric, capacity=50) as got:
+    async with collecting(gati_open_fabric, capacity=50) as got:
         await eventually(lambda: len(got.seen) == 20, within_s=3)
 
     assert got.bodies == [b"%d" % number for number in range(20)]
 
 
-async def test_naked_delivery_comes_back_at_once_with_a_higher_attempt(gati_fabric: Fabric) -> None:
-    async with collecting(gati_fabric) as got:
-        await _publish(gati_fabric, b"x")
+async def test_naked_delivery_comes_back_at_once_with_a_higher_attempt(gati_open_fabric: Fabric) -> None:
+    async with collecting(gati_open_fabric) as got:
+        await _publish(gati_open_fabric, b"x")
         (await got.next()).nak()
 
         again = await got.next(within_s=1)
         assert (again.data, again.attempt) == (b"x", 2)
 
 
-async def test_nak_with_a_delay_comes_back_after_it_and_not_before(gati_fabric: Fabric) -> None:
+async def test_nak_with_a_delay_comes_back_after_it_and_not_before(gati_open_fabric: Fabric) -> None:
     """F4: the delay travels with the nak; a bare nak would come back at once."""
-    async with collecting(gati_fabric) as got:
-        await _publish(gati_fabric, b"x")
+    async with collecting(gati_open_fabric) as got:
+        await _publish(gati_open_fabric, b"x")
         (await got.next()).nak(delay_s=0.8)
 
         await got.expect_none(for_s=0.6)
         assert (await got.next(within_s=2)).attempt == 2
 
 
-async def test_a_termed_message_never_comes_back(gati_fabric: Fabric) -> None:
-    async with collecting(gati_fabric) as got:
-        await _publish(gati_fabric, b"x")
+async def test_a_termed_message_never_comes_back(gati_open_fabric: Fabric) -> None:
+    async with collecting(gati_open_fabric) as got:
+        await _publish(gati_open_fabric, b"x")
         (await got.next()).term()
 
-        await eventually(lambda: _nothing_left(gati_fabric), within_s=2)
+        await eventually(lambda: _nothing_left(gati_open_fabric), within_s=2)
         assert len(got.seen) == 1
 
 
-async def test_only_the_first_settlement_counts(gati_fabric: Fabric) -> None:
-    async with collecting(gati_fabric) as got:
-        await _publish(gati_fabric, b"x")
+async def test_only_the_first_settlement_counts(gati_open_fabric: Fabric) -> None:
+    async with collecting(gati_open_fabric) as got:
+        await _publish(gati_open_fabric, b"x")
         delivery = await got.next()
         delivery.ack()
         delivery.nak()
         delivery.term()
         delivery.in_progress()
 
-        await eventually(lambda: _nothing_left(gati_fabric), within_s=2)
+        await eventually(lambda: _nothing_left(gati_open_fabric), within_s=2)
         assert (got.consumer.busy, len(got.seen)) == (0, 1)
 
 
@@ -107,21 +107,21 @@ def short_lease(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 async def test_a_message_nobody_settles_goes_to_another_member_after_the_lease(
-    gati_fabric: Fabric, short_lease: float
+    gati_open_fabric: Fabric, short_lease: float
 ) -> None:
-    async with collecting(gati_fabric, capacity=1) as first:
-        await _publish(gati_fabric, b"x")
+    async with collecting(gati_open_fabric, capacity=1) as first:
+        await _publish(gati_open_fabric, b"x")
         await first.next()
-        async with collecting(gati_fabric, capacity=1) as second:
+        async with collecting(gati_open_fabric, capacity=1) as second:
             again = await second.next(within_s=4 * short_lease)
 
             assert (again.data, again.attempt) == (b"x", 2)
             again.ack()
 
 
-async def test_in_progress_acks_keep_the_lease(gati_fabric: Fabric, short_lease: float) -> None:
-    async with collecting(gati_fabric, capacity=1) as first, collecting(gati_fabric, capacity=1) as second:
-        await _publish(gati_fabric, b"x")
+async def test_in_progress_acks_keep_the_lease(gati_open_fabric: Fabric, short_lease: float) -> None:
+    async with collecting(gati_open_fabric, capacity=1) as first, collecting(gati_open_fabric, capacity=1) as second:
+        await _publish(gati_open_fabric, b"x")
         await eventually(lambda: len(first.seen) + len(second.seen) == 1, within_s=2)
         delivery = (first.seen + second.seen)[0]
 
@@ -130,15 +130,15 @@ async def test_in_progress_acks_keep_the_lease(gati_fabric: Fabric, short_lease:
 
         assert len(first.seen) + len(second.seen) == 1
         delivery.ack()
-        await eventually(lambda: _nothing_left(gati_fabric), within_s=2)
+        await eventually(lambda: _nothing_left(gati_open_fabric), within_s=2)
 
 
-async def test_a_message_acked_at_its_start_keeps_its_slot_until_release(gati_fabric: Fabric) -> None:
-    async with collecting(gati_fabric, mode="at_most_once", capacity=1) as got:
-        await _publish(gati_fabric, b"one", b"two")
+async def test_a_message_acked_at_its_start_keeps_its_slot_until_release(gati_open_fabric: Fabric) -> None:
+    async with collecting(gati_open_fabric, mode="at_most_once", capacity=1) as got:
+        await _publish(gati_open_fabric, b"one", b"two")
         first = await got.next()
         first.ack_keeping_slot()
-        await eventually(lambda: _waiting_is(gati_fabric, 1), within_s=2)
+        await eventually(lambda: _waiting_is(gati_open_fabric, 1), within_s=2)
         await got.expect_none(for_s=0.3)
 
         first.release()
@@ -150,10 +150,10 @@ async def _waiting_is(fabric: Fabric, count: int) -> bool:
     return await _left(fabric) == count
 
 
-async def test_an_at_most_once_message_is_never_delivered_twice(gati_fabric: Fabric, short_lease: float) -> None:
+async def test_an_at_most_once_message_is_never_delivered_twice(gati_open_fabric: Fabric, short_lease: float) -> None:
     """Neither a nak nor a lease that runs out brings it back: its consumer allows one delivery."""
-    async with collecting(gati_fabric, mode="at_most_once", capacity=4) as got:
-        await _publish(gati_fabric, b"naked", b"forgotten")
+    async with collecting(gati_open_fabric, mode="at_most_once", capacity=4) as got:
+        await _publish(gati_open_fabric, b"naked", b"forgotten")
         await eventually(lambda: len(got.seen) == 2, within_s=2)
         await got.next()
         await got.next()
@@ -164,15 +164,15 @@ async def test_an_at_most_once_message_is_never_delivered_twice(gati_fabric: Fab
 
 @pytest.mark.parametrize(("capacity", "batch"), [(1, 1), (3, 256), (16, 4), (64, 64)])
 async def test_never_more_than_capacity_is_unsettled_in_whatever_order_it_settles(
-    gati_fabric: Fabric, capacity: int, batch: int
+    gati_open_fabric: Fabric, capacity: int, batch: int
 ) -> None:
     chance = random.Random(capacity)
     count = 600
-    async with collecting(gati_fabric, capacity=capacity, batch=batch) as got:
+    async with collecting(gati_open_fabric, capacity=capacity, batch=batch) as got:
         confirmed: list[object] = []
         for number in range(count):
-            gati_fabric.publisher.publish(
-                gati_fabric.subjects.work("p", "h").encode(), b"%d" % number, lambda *o: confirmed.append(o)
+            gati_open_fabric.publisher.publish(
+                gati_open_fabric.subjects.work("p", "h").encode(), b"%d" % number, lambda *o: confirmed.append(o)
             )
         held: list[int] = []
         taken = settled = 0
@@ -193,43 +193,45 @@ async def test_never_more_than_capacity_is_unsettled_in_whatever_order_it_settle
         assert got.most_busy <= capacity
         assert got.consumer._wanted <= capacity
         assert set(got.bodies) == {b"%d" % number for number in range(count)}
-        await eventually(lambda: _nothing_left(gati_fabric), within_s=3)
+        await eventually(lambda: _nothing_left(gati_open_fabric), within_s=3)
 
 
-async def test_members_share_the_work_and_each_message_goes_to_one(gati_fabric: Fabric) -> None:
-    async with collecting(gati_fabric, capacity=4) as first, collecting(gati_fabric, capacity=4) as second:
-        await _publish(gati_fabric, *(b"%d" % number for number in range(8)))
+async def test_members_share_the_work_and_each_message_goes_to_one(gati_open_fabric: Fabric) -> None:
+    async with collecting(gati_open_fabric, capacity=4) as first, collecting(gati_open_fabric, capacity=4) as second:
+        await _publish(gati_open_fabric, *(b"%d" % number for number in range(8)))
 
         await eventually(lambda: len(first.seen) + len(second.seen) == 8, within_s=3)
         assert len(first.seen) == len(second.seen) == 4
         assert set(first.bodies) | set(second.bodies) == {b"%d" % number for number in range(8)}
 
 
-async def test_leaving_loses_no_message_the_next_ones_go_to_others_at_once(gati_fabric: Fabric) -> None:
+async def test_leaving_loses_no_message_the_next_ones_go_to_others_at_once(gati_open_fabric: Fabric) -> None:
     """F13, F18: the leaver's open pull requests must not swallow what comes after it left."""
     async with (
-        open_fabric(gati_fabric.settings, name="other", ensure=False) as other,
-        collecting(gati_fabric, capacity=32) as leaver,
+        open_fabric(gati_open_fabric.settings, name="other", ensure=False) as other,
+        collecting(gati_open_fabric, capacity=32) as leaver,
         collecting(other, capacity=200) as stayer,
     ):
         await leaver.consumer.stop_pulling()
-        await _publish(gati_fabric, *(b"%d" % number for number in range(100)))
+        await _publish(gati_open_fabric, *(b"%d" % number for number in range(100)))
 
         await eventually(lambda: len(stayer.seen) == 100, within_s=2)
         assert leaver.seen == []
 
 
 @pytest.mark.parametrize("turn", range(3))
-async def test_leaving_in_the_middle_of_a_stream_of_messages_loses_none(gati_fabric: Fabric, turn: int) -> None:
+async def test_leaving_in_the_middle_of_a_stream_of_messages_loses_none(gati_open_fabric: Fabric, turn: int) -> None:
     """F13, F18: each message reaches a callback, of the leaver or of those who stay, well before any lease ends."""
     count = 400
     async with (
-        open_fabric(gati_fabric.settings, name="other", ensure=False) as other,
-        collecting(gati_fabric, capacity=500) as leaver,
+        open_fabric(gati_open_fabric.settings, name="other", ensure=False) as other,
+        collecting(gati_open_fabric, capacity=500) as leaver,
         collecting(other, capacity=500) as stayer,
     ):
         for number in range(count):
-            gati_fabric.publisher.publish(gati_fabric.subjects.work("p", "h").encode(), b"%d" % number, lambda *_: None)
+            gati_open_fabric.publisher.publish(
+                gati_open_fabric.subjects.work("p", "h").encode(), b"%d" % number, lambda *_: None
+            )
         await eventually(lambda: bool(leaver.seen), within_s=2, every_s=0.0)
         await leaver.consumer.stop_pulling()
 
@@ -237,34 +239,37 @@ async def test_leaving_in_the_middle_of_a_stream_of_messages_loses_none(gati_fab
         assert set(leaver.bodies) | set(stayer.bodies) == {b"%d" % number for number in range(count)}
         for delivery in leaver.seen + stayer.seen:
             delivery.ack()
-        await eventually(lambda: _nothing_left(gati_fabric), within_s=2)
+        await eventually(lambda: _nothing_left(gati_open_fabric), within_s=2)
 
 
-async def test_a_leaving_at_most_once_member_takes_what_its_open_requests_still_bring(gati_fabric: Fabric) -> None:
+async def test_a_leaving_at_most_once_member_takes_what_its_open_requests_still_bring(gati_open_fabric: Fabric) -> None:
     """F18: left at once, the server could send to the inbox in the moment in which it is given up."""
-    async with collecting(gati_fabric, mode="at_most_once", capacity=8) as leaver, anyio.create_task_group() as tasks:
+    async with (
+        collecting(gati_open_fabric, mode="at_most_once", capacity=8) as leaver,
+        anyio.create_task_group() as tasks,
+    ):
         tasks.start_soon(leaver.consumer.stop_pulling)
         await anyio.lowlevel.checkpoint()
-        await _publish(gati_fabric, *(b"%d" % number for number in range(8)))
+        await _publish(gati_open_fabric, *(b"%d" % number for number in range(8)))
 
         await eventually(lambda: len(leaver.seen) == 8, within_s=2)
         for delivery in leaver.seen:
             delivery.ack()
 
 
-async def test_members_come_and_go_and_no_at_most_once_message_is_lost(gati_fabric: Fabric) -> None:
+async def test_members_come_and_go_and_no_at_most_once_message_is_lost(gati_open_fabric: Fabric) -> None:
     """F18: with `max_deliver=1` a message sent to an inbox that is being left would never come again."""
     count = 3000
     seen: list[bytes] = []
     async with (
-        open_fabric(gati_fabric.settings, name="other", ensure=False) as other,
+        open_fabric(gati_open_fabric.settings, name="other", ensure=False) as other,
         collecting(other, mode="at_most_once", capacity=64) as stayer,
         anyio.create_task_group() as tasks,
     ):
 
         async def publish() -> None:
             for number in range(count):
-                await gati_fabric.publisher.send(gati_fabric.subjects.work("p", "h"), b"%d" % number)
+                await gati_open_fabric.publisher.send(gati_open_fabric.subjects.work("p", "h"), b"%d" % number)
 
         async def acknowledge() -> None:
             for _ in range(count):
@@ -277,19 +282,19 @@ async def test_members_come_and_go_and_no_at_most_once_message_is_lost(gati_fabr
         tasks.start_soon(publish)
         tasks.start_soon(acknowledge)
         while len(seen) < count:
-            async with collecting(gati_fabric, mode="at_most_once", capacity=64) as leaver:
+            async with collecting(gati_open_fabric, mode="at_most_once", capacity=64) as leaver:
                 leaver._queue = queue
                 await eventually(lambda mine=leaver: len(mine.seen) > 20 or len(seen) == count, within_s=20)
 
     assert sorted(seen, key=int) == [b"%d" % number for number in range(count)]
 
 
-async def test_a_handed_back_message_is_delivered_elsewhere_at_once_after_leaving(gati_fabric: Fabric) -> None:
+async def test_a_handed_back_message_is_delivered_elsewhere_at_once_after_leaving(gati_open_fabric: Fabric) -> None:
     """F13: stop pulling, then nak what has not started; it must not come back to the leaver."""
-    async with collecting(gati_fabric, capacity=4) as leaver:
-        await _publish(gati_fabric, b"x")
+    async with collecting(gati_open_fabric, capacity=4) as leaver:
+        await _publish(gati_open_fabric, b"x")
         delivery = await leaver.next()
-        async with collecting(gati_fabric, capacity=4) as stayer:
+        async with collecting(gati_open_fabric, capacity=4) as stayer:
             await leaver.consumer.stop_pulling()
             delivery.nak()
 
@@ -298,10 +303,10 @@ async def test_a_handed_back_message_is_delivered_elsewhere_at_once_after_leavin
             await leaver.consumer.wait_idle()
 
 
-async def test_waiting_for_idle_returns_when_the_last_delivery_is_settled(gati_fabric: Fabric) -> None:
-    async with collecting(gati_fabric) as got:
+async def test_waiting_for_idle_returns_when_the_last_delivery_is_settled(gati_open_fabric: Fabric) -> None:
+    async with collecting(gati_open_fabric) as got:
         await got.consumer.wait_idle()
-        await _publish(gati_fabric, b"x", b"y")
+        await _publish(gati_open_fabric, b"x", b"y")
         first, second = await got.next(), await got.next()
         first.ack()
         with anyio.move_on_after(0.1) as impatience:
@@ -361,31 +366,31 @@ async def test_acks_given_while_the_broker_is_away_count_when_it_is_back(
         assert len(got.seen) == 1
 
 
-async def test_capacity_holds_after_the_connection_was_cut_and_the_server_lived_on(gati_fabric: Fabric) -> None:
+async def test_capacity_holds_after_the_connection_was_cut_and_the_server_lived_on(gati_open_fabric: Fabric) -> None:
     """The server may still know the requests of the old connection, as their inbox is listened on again."""
-    async with collecting(gati_fabric, capacity=10) as got:
+    async with collecting(gati_open_fabric, capacity=10) as got:
         for _ in range(3):
-            reconnects = gati_fabric.connection.health().reconnects
-            await gati_fabric.connection._client.force_reconnect()
-            await eventually(lambda: gati_fabric.connection.health().reconnects > reconnects, within_s=3)  # noqa: B023
+            reconnects = gati_open_fabric.connection.health().reconnects
+            await gati_open_fabric.connection._client.force_reconnect()
+            await eventually(lambda: gati_open_fabric.connection.health().reconnects > reconnects, within_s=3)  # noqa: B023
         confirmed: list[object] = []
         for number in range(100):
-            gati_fabric.publisher.publish(
-                gati_fabric.subjects.work("p", "h").encode(), b"%d" % number, lambda *o: confirmed.append(o)
+            gati_open_fabric.publisher.publish(
+                gati_open_fabric.subjects.work("p", "h").encode(), b"%d" % number, lambda *o: confirmed.append(o)
             )
         await eventually(lambda: len(confirmed) == 100 and len(got.seen) >= 10, within_s=3)
-        await gati_fabric.connection.flush()
+        await gati_open_fabric.connection.flush()
 
         assert got.most_busy <= 10
 
 
-async def test_pulling_goes_on_after_the_client_closed_for_good(gati_fabric: Fabric) -> None:
+async def test_pulling_goes_on_after_the_client_closed_for_good(gati_open_fabric: Fabric) -> None:
     """F7."""
-    async with collecting(gati_fabric) as got:
-        await gati_fabric.connection._client.close()
-        await eventually(lambda: gati_fabric.connection.is_up, within_s=3)
+    async with collecting(gati_open_fabric) as got:
+        await gati_open_fabric.connection._client.close()
+        await eventually(lambda: gati_open_fabric.connection.is_up, within_s=3)
 
-        await _publish(gati_fabric, b"x")
+        await _publish(gati_open_fabric, b"x")
 
         assert (await got.next(within_s=2)).data == b"x"
 
@@ -406,34 +411,34 @@ async def test_pulling_goes_on_after_a_frozen_broker_wakes_up(own_fabric: Fabric
 
 
 async def test_pulling_goes_on_when_the_consumer_is_deleted_and_made_again(
-    gati_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+    gati_open_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pull, "_HEARTBEAT_S", 0.2)
-    async with collecting(gati_fabric) as got:
-        await gati_fabric.connection.jetstream().delete_consumer(gati_fabric.subjects.work_stream, "pool-p")
-        await gati_fabric.topology.ensure_pool("p", {"h": "at_least_once"})
+    async with collecting(gati_open_fabric) as got:
+        await gati_open_fabric.connection.jetstream().delete_consumer(gati_open_fabric.subjects.work_stream, "pool-p")
+        await gati_open_fabric.topology.ensure_pool("p", {"h": "at_least_once"})
 
-        await _publish(gati_fabric, b"x")
+        await _publish(gati_open_fabric, b"x")
 
         assert (await got.next(within_s=3)).data == b"x"
 
 
 async def test_a_pull_that_the_server_forgot_is_noticed_by_its_silence(
-    gati_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+    gati_open_fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F10: no message and no heartbeat means that nobody knows our request; a new inbox asks again."""
     monkeypatch.setattr(pull, "_HEARTBEAT_S", 0.1)
-    async with collecting(gati_fabric) as got:
+    async with collecting(gati_open_fabric) as got:
         consumer = got.consumer
         inbox = consumer._inbox
         subscription = consumer._subscription
         assert subscription is not None
         # The inbox is left behind the consumer's back: as if the server had lost the request.
         assert subscription._current is not None
-        await gati_fabric.connection._client.unsubscribe_direct(subscription._current)
+        await gati_open_fabric.connection._client.unsubscribe_direct(subscription._current)
 
         await eventually(lambda: consumer._inbox != inbox, within_s=3)
-        await _publish(gati_fabric, b"x")
+        await _publish(gati_open_fabric, b"x")
 
         assert (await got.next(within_s=2)).data == b"x"
 

@@ -1,19 +1,43 @@
 """Gati: what a handler author imports, and nothing else."""
 
-from gati_core.app import App, Request, Response
-from gati_core.contexts import Bucket, GlobalContext, LocalContext
-from gati_core.errors import GatiError, HandlerError, KeyConflict
+from gati_core.app import App, Request, Response, Route
+from gati_core.contexts import Bucket, Event, GlobalContext, LocalContext, Snapshot, WebSocket
+from gati_core.errors import (
+    ChannelClosed,
+    EventTimeout,
+    Forbidden,
+    GatiError,
+    HandlerError,
+    HookTimeout,
+    KeyConflict,
+    ModuleError,
+    RateLimited,
+    TooLate,
+    Unauthenticated,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "App",
     "Bucket",
+    "ChannelClosed",
+    "Event",
+    "EventTimeout",
+    "Forbidden",
     "GatiError",
     "GlobalContext",
     "HandlerError",
+    "HookTimeout",
     "KeyConflict",
     "LocalContext",
+    "ModuleError",
+    "RateLimited",
     "Request",
     "Response",
+    "Route",
+    "Snapshot",
+    "TooLate",
+    "Unauthenticated",
+    "WebSocket",
 ]

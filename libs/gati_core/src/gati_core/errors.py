@@ -10,7 +10,7 @@ This module imports nothing else of ours.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class GatiError(Exception):
@@ -19,10 +19,21 @@ class GatiError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
+    may_be_answered: ClassVar[bool] = True
+    """Whether catch hooks may answer in its place; not where the client's answer is decided already."""
 
     def __init__(self, message: str, **facts: object) -> None:
         super().__init__(message)
         self.facts = facts
+
+
+def described(error: BaseException) -> str:
+    """`Kind: text` in text that UTF-8 can carry, whatever the error's own `__str__` does; for events and records."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be shown)"
+    return f"{type(error).__name__}: {text}".encode(errors="replace").decode()
 
 
 class TransientError(GatiError):
@@ -99,6 +110,23 @@ class KeyConflict(TransientError):
     title = "Conflict"
 
 
+# -- topics -----------------------------------------------------------------------------------
+
+
+class TopicError(PermanentError):
+    """A topic's name, an event's payload or a subscription is not usable; the message says what to change."""
+
+    code = "topic.invalid"
+
+
+class EventTimeout(GatiError):
+    """Nobody published what was waited for in time."""
+
+    status = 504
+    code = "topic.timeout"
+    title = "An expected event did not come"
+
+
 # -- messages ---------------------------------------------------------------------------------
 
 
@@ -165,6 +193,36 @@ class UnsupportedMedia(RequestError):
     title = "Unsupported media type"
 
 
+class Unauthenticated(RequestError):
+    """No credentials, or none that are accepted. Hooks may raise it."""
+
+    status = 401
+    code = "auth.unauthenticated"
+    title = "Unauthenticated"
+    challenge: str = "Bearer"
+    """What `WWW-Authenticate` says."""
+
+
+class Forbidden(RequestError):
+    """The caller is known and may not do this. Hooks may raise it."""
+
+    status = 403
+    code = "auth.forbidden"
+    title = "Forbidden"
+
+
+class RateLimited(RequestError):
+    """The caller has sent more than it may. Hooks may raise it."""
+
+    status = 429
+    code = "rate.limited"
+    title = "Too many requests"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1, **facts: object) -> None:
+        super().__init__(message, **facts)
+        self.retry_after_s = retry_after_s
+
+
 class RouteNotFound(RequestError):
     """No handler listens on this path."""
 
@@ -183,6 +241,14 @@ class MethodNotAllowed(RequestError):
     def __init__(self, message: str, *, allow: tuple[str, ...], **facts: object) -> None:
         super().__init__(message, **facts)
         self.allow = allow
+
+
+class UpgradeRequired(RequestError):
+    """Only a WebSocket handler listens on this path, and the request is no WebSocket handshake (or no valid one)."""
+
+    status = 426
+    code = "route.upgrade_required"
+    title = "Upgrade required"
 
 
 class ContentTooLarge(RequestError):
@@ -218,6 +284,66 @@ class DeadlineExceeded(GatiError):
     status = 504
     code = "request.deadline_exceeded"
     title = "The deadline passed"
+    may_be_answered = False
+
+
+class HandlerTimeout(DeadlineExceeded):
+    """The handler did not finish within its own limit."""
+
+    code = "handler.timeout"
+
+
+class HookTimeout(GatiError):
+    """A hook did not finish within its limit."""
+
+    status = 504
+    code = "hook.timeout"
+    title = "A hook took too long"
+
+
+class InvalidResponse(GatiError):
+    """The handler's answer is not of the type it declared; only the log says how."""
+
+    code = "response.invalid"
+    title = "The handler's answer is not valid"
+
+
+class TooLate(GatiError):
+    """Something was registered or changed at a point of the request where it can have no effect."""
+
+    code = "handler.too_late"
+
+
+class ChannelClosed(GatiError):
+    """The client of a stream or socket is gone, or the channel to it broke."""
+
+    status = 499
+    code = "channel.closed"
+    title = "The client is gone"
+
+
+class ChannelBroken(GatiError):
+    """The worker's side of a stream or socket ended in the middle, or what it sent makes no sense.
+
+    Args:
+        close_code: what a socket is closed with.
+        is_mutual: the worker does not know yet, and has to be told.
+    """
+
+    status = 502
+    code = "channel.broken"
+    title = "The answer broke off"
+
+    def __init__(self, message: str, *, close_code: int = 1011, is_mutual: bool = False, **facts: object) -> None:
+        super().__init__(message, **facts)
+        self.close_code = close_code
+        self.is_mutual = is_mutual
+
+
+class SnapshotError(GatiError):
+    """A snapshot cannot be taken, stored or restored; the message names the key."""
+
+    code = "snapshot.invalid"
 
 
 class Overloaded(TransientError):
@@ -232,6 +358,7 @@ class ShuttingDown(TransientError):
 
     code = "ingress.shutting_down"
     title = "Shutting down"
+    may_be_answered = False
 
 
 class NoLiveWorker(TransientError):
@@ -263,6 +390,53 @@ class ClientGone(GatiError):
     status = 499
     code = "request.client_gone"
     title = "Client closed the request"
+    may_be_answered = False
+
+
+class ClientStalled(ClientGone):
+    """The client read nothing of a stream or socket for so long that the connection was cut."""
+
+    code = "request.client_stalled"
+
+
+class NotRegistered(GatiError, KeyError):
+    """No module or service has this name; the message lists the names there are."""
+
+    code = "context.not_registered"
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would put the message in quotes
+
+
+class WrongKind(GatiError, TypeError):
+    """A module is there and is not of the type that was asked for."""
+
+    code = "context.wrong_kind"
+
+
+class NotConfigured(GatiError):
+    """Part of a context that this process was not given."""
+
+    code = "context.not_configured"
+
+
+class ConfigReadOnly(GatiError, TypeError):
+    """Somebody tried to change the configuration; the message names the path."""
+
+    code = "config.read_only"
+
+
+class MetricInvalid(GatiError, ValueError):
+    """A metric, label or span that no exporter could carry; the message says which and why."""
+
+    code = "metrics.invalid"
+
+
+class ModuleError(GatiError):
+    """A module failed after its retries. Raised into the handler, which may catch it."""
+
+    code = "module.failed"
+    title = "A module failed"
 
 
 class HandlerError(GatiError):
@@ -281,7 +455,8 @@ class HandlerError(GatiError):
     def __init__(
         self, message: str, status_code: int = 500, *, code: str | None = None, context: object = None
     ) -> None:
-        if not 400 <= status_code <= 599:
+        given: Any = status_code  # whatever its annotation promises
+        if not isinstance(given, int) or not 400 <= status_code <= 599:
             raise ValueError(f"status_code must be between 400 and 599, not {status_code}")
         super().__init__(message, context=context)
         self.status_code = status_code
@@ -301,3 +476,15 @@ class RegistrationError(GatiError):
     """A handler, route or package cannot be registered; the message says why and where."""
 
     code = "app.registration"
+
+
+class ConfigInvalid(GatiError):
+    """A configuration cannot be read or made read-only; the message names file and line, or the path in it."""
+
+    code = "config.invalid"
+
+
+class StartupFailed(GatiError):
+    """A start-up hook failed, so the process does not start; the message names the hook."""
+
+    code = "lifecycle.startup_failed"

@@ -34,6 +34,10 @@ class FabricSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Work items waiting per pool and handler, so that a slow handler cannot fill the stream for others."""
     dead_max_msgs: Annotated[int, Meta(ge=1)] = 100_000
     """Dead letters kept, for at most seven days."""
+    topics_max_msgs: Annotated[int, Meta(ge=1)] = 100_000
+    """Durable events kept, each for 24 hours; one more is refused until the oldest expire."""
+    trace_max_msgs: Annotated[int, Meta(ge=1)] = 100_000
+    """Events of traced requests kept, each for an hour; one more is refused until the oldest expire."""
     claim_check_bytes: Annotated[int, Meta(ge=1024, le=900_000)] = 262_144
     """Bodies above this travel through the object store and only their ticket through the streams."""
     publish_window: Annotated[int, Meta(ge=1, le=65_536)] = 1024

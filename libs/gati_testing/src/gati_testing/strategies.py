@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import uuid
 from urllib.parse import quote, urlencode
 
 import msgspec
 from hypothesis import strategies as st
 
+from gati_core.contexts import Operation, Snapshot
 from gati_core.ids import new_request_id
 from gati_core.wire import (
     PROTOCOL,
@@ -17,6 +21,7 @@ from gati_core.wire import (
     ReplyError,
     RequestDescriptor,
     Timing,
+    TopicMessage,
     WorkItem,
     encode,
 )
@@ -234,4 +239,136 @@ def http_requests(
         path=st.tuples(paths, query).map(lambda both: "?".join(part for part in both if part)),
         headers=st.lists(st.tuples(names, values), max_size=4).map(tuple),
         body=st.binary(max_size=300),
+    )
+
+
+def payloads() -> st.SearchStrategy[object]:
+    """Plain values as an event carries them; they come back equal."""
+    leaves = (
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**63), 2**64 - 1)
+        | st.floats(allow_nan=False)
+        | text()
+        | st.binary(max_size=40)
+    )
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text(), inner, max_size=4), max_leaves=8
+    )
+
+
+def topic_messages() -> st.SearchStrategy[TopicMessage]:
+    """Events on topics, of requests and of none."""
+    return st.builds(
+        TopicMessage,
+        protocol=st.just(PROTOCOL),
+        topic=tokens(),
+        published_ms=unix_ms(),
+        publisher=tokens(),
+        request_id=st.just("") | request_ids(),
+        payload=payloads().map(encode),
+    )
+
+
+# -- contexts -----------------------------------------------------------------------------------
+
+
+def configs() -> st.SearchStrategy[dict[str, object]]:
+    """Configuration as TOML or JSON gives it: nested tables and lists, and some sets."""
+    scalars = (
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text() | st.binary() | st.datetimes()
+    )
+    values = st.recursive(
+        scalars | st.sets(st.integers() | text(), max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text(), inner, max_size=3),
+        max_leaves=10,
+    )
+    return st.dictionaries(text(), values, max_size=4)
+
+
+def states() -> st.SearchStrategy[dict[str, object]]:
+    """What a request may have set, everything that a snapshot can store among it; keys often meet."""
+    hashable = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.integers(-1, 1)
+        | st.floats()
+        | st.sampled_from((0.0, -0.0, 1.0))
+        | text()
+        | st.binary(max_size=10)
+        | st.dates()
+        | st.datetimes()
+        | st.datetimes(timezones=st.just(datetime.UTC))
+        | st.times()
+        | st.timedeltas()
+        | st.decimals().filter(lambda number: not decimal.Decimal(number).is_snan())
+        | st.builds(uuid.UUID, int=st.integers(0, 2**128 - 1))
+    )
+    sets = st.sets(hashable, max_size=3)
+    values = st.recursive(
+        hashable | sets | sets.map(frozenset),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(_state_keys(), inner, max_size=4)
+        ),
+        max_leaves=10,
+    )
+    return st.dictionaries(_state_keys(), values, max_size=5)
+
+
+def _state_keys() -> st.SearchStrategy[str]:
+    return st.sampled_from(("a", "b", "a.b", "", "\\", ".")) | text()
+
+
+def operations() -> st.SearchStrategy[Operation]:
+    """Operations that a request started, in every status."""
+    return st.builds(
+        Operation,
+        id=text(),
+        status=st.sampled_from(("pending", "fulfilled", "rejected")),
+        result=states() | st.none() | st.integers(),
+        error=st.none() | text(),
+    )
+
+
+def snapshots() -> st.SearchStrategy[Snapshot]:
+    """Snapshots of requests at any moment."""
+    return st.builds(
+        Snapshot,
+        request_id=request_ids(),
+        timestamp=unix_ms(),
+        state=states(),
+        outstanding=st.lists(operations(), max_size=3),
+        last_hook_index=st.integers(-1, 50),
+        handler_version=text(),
+        phase=st.sampled_from(("received", "authenticated", "validated", "processing", "completed", "error")),
+        trace_id=text(),
+        client_id=text(),
+    )
+
+
+class StateStep(msgspec.Struct, frozen=True):
+    """One thing that a handler does to its local context."""
+
+    who: int
+    """Which of several requests does it."""
+    do: str
+    """`get`, `set`, `delete` or `clean`."""
+    key: str
+    value: object
+
+
+def state_steps(requests: int) -> st.SearchStrategy[list[StateStep]]:
+    """What the handlers of several requests do to their contexts, in the order in which they come to it."""
+    return st.lists(
+        st.builds(
+            StateStep,
+            who=st.integers(0, requests - 1),
+            do=st.sampled_from(("set", "get", "set", "delete", "get", "clean")),
+            key=st.sampled_from(("a", "b", "c")) | text(),
+            value=st.none() | st.integers() | text(),
+        ),
+        max_size=40,
     )

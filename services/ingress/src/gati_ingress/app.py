@@ -1,4 +1,4 @@
-"""One HTTP request, as plain ASGI: read, publish, wait for the reply, answer.
+"""One request, as plain ASGI: read, publish, wait for the reply, answer.
 
 The path of a request holds no task, no lock and no timer of its own: deadlines are swept every
 50 ms, publish acks and replies arrive as callbacks (ADR-0004).
@@ -29,6 +29,7 @@ from gati_core.fabric import Fabric, KvView
 from gati_core.ids import new_instance_id, new_request_id
 from gati_core.wire import (
     PROTOCOL,
+    WEBSOCKET,
     Cancel,
     HeaderPairs,
     Reply,
@@ -37,9 +38,13 @@ from gati_core.wire import (
     encode,
     problem_parts,
 )
+from gati_ingress.channels import Channels
+from gati_ingress.head import Head, read_head
 from gati_ingress.operations import Operations
 from gati_ingress.settings import IngressSettings
+from gati_ingress.sockets import Sockets
 from gati_ingress.stats import Recorder
+from gati_ingress.streaming import Streams
 
 log = structlog.get_logger(__name__)
 
@@ -47,54 +52,23 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
-)
-# Each by its own name, then by the ones that others use.
-_VERSION_NAMES = ("x-gati-version", "x-api-version", "x-version")
-_FLAG_NAMES = ("x-gati-flags", "x-flags")
-_PRIORITY_NAMES = ("x-gati-priority", "x-priority")
-_ASKED = frozenset((*_VERSION_NAMES, *_FLAG_NAMES, *_PRIORITY_NAMES))
-_READ_HERE = _HOP_BY_HOP | _ASKED | {"content-length", "x-request-id", "traceparent", "idempotency-key"}
 _NO_BODY = frozenset({204, 304})
-_DEFAULT_PRIORITY = 5
+_REMEMBER_MS = 5_000
 
 
 class _Pending:
     """One request that waits for its reply."""
 
-    __slots__ = ("deadline", "deadline_ms", "future", "request_id")
+    __slots__ = ("deadline", "deadline_ms", "future", "is_socket", "request_id")
 
-    def __init__(self, request_id: str, deadline: float, deadline_ms: int, future: asyncio.Future[Reply]) -> None:
+    def __init__(
+        self, request_id: str, deadline: float, deadline_ms: int, future: asyncio.Future[Reply], is_socket: bool
+    ) -> None:
         self.request_id = request_id
+        self.is_socket = is_socket
         self.deadline = deadline
         self.deadline_ms = deadline_ms
         self.future = future
-
-
-class _Head:
-    """What the ingress itself reads from the headers."""
-
-    __slots__ = (
-        "content_length",
-        "flags",
-        "has_body",
-        "idempotency_key",
-        "pairs",
-        "priority",
-        "traceparent",
-        "version",
-    )
-
-    def __init__(self) -> None:
-        self.pairs: HeaderPairs = []
-        self.content_length = -1
-        self.has_body = False
-        self.version = ""
-        self.flags: list[str] = []
-        self.priority = _DEFAULT_PRIORITY
-        self.traceparent = ""
-        self.idempotency_key = ""
 
 
 class Ingress:
@@ -113,11 +87,25 @@ class Ingress:
         subjects = fabric.subjects
         self._req_subjects = [subjects.req(priority).encode() for priority in range(11)]
         self._reply_to = subjects.reply(self.id, "r")
+        self._reply_subject = self._reply_to.encode()
+        self._is_channel = subjects.is_channel
         self._cancel_subject = subjects.cancel_any.encode()
         self._view = KvView(fabric.connection, subjects.pools_bucket)
         self.recorder = Recorder(self.id)
         self.operations = Operations(
             settings=settings, fabric=fabric, view=self._view, recorder=self.recorder, shared=shared_stats
+        )
+        self.channels = Channels(port=fabric.connection, reply_to=self._reply_to, loop=self._loop)
+        self._streams = Streams(
+            settings=settings, recorder=self.recorder, channels=self.channels, cancel=self._cancel_open
+        )
+        self._sockets = Sockets(
+            settings=settings,
+            recorder=self.recorder,
+            channels=self.channels,
+            ask=self._ask_socket,
+            refuse=self._refusal,
+            take_body=fabric.bodies.take,
         )
         self._watch_task: asyncio.Task[None] | None = None
         self.is_draining = False
@@ -135,22 +123,29 @@ class Ingress:
         await self.operations.refresh()
         self._watch_task = self._loop.create_task(self.operations.keep_fresh())
         self._connection.on_tick(self._sweep)
+        self._connection.on_tick(self.channels.tick)
+        self._connection.on_up(self.channels.came_up)
+        self._connection.on_down(self.channels.went_down)
 
     def begin_drain(self) -> None:
-        """From now on: not ready, and new requests get 503."""
+        """From now on: not ready, new requests get 503, and sockets, which end by no other means, are closed."""
         self.is_draining = True
         self.operations.is_draining = True
+        self._sockets.begin_drain()
 
     def answer_all_waiting(self) -> None:
-        """The grace is over: requests still waiting are answered 503, and cancelled."""
+        """The grace is over: requests still waiting are answered 503, and cancelled; what streams is cut."""
         for pending in list(self._in_flight.values()):
             if not pending.future.done():
                 self._cancel(pending, "shutting_down")
                 _fail(pending, ShuttingDown("this ingress is shutting down"))
+        for channel in self.channels:
+            channel.cut(ShuttingDown("this ingress is shutting down"))
 
     async def aclose(self) -> None:
         """Stop watching, after the server has closed its last connection."""
-        self._connection.off(self._sweep)
+        for listener in (self._sweep, self.channels.tick, self.channels.came_up, self.channels.went_down):
+            self._connection.off(listener)
         if self._watch_task is not None:
             self._watch_task.cancel()
         await self._view.aclose()
@@ -163,8 +158,9 @@ class Ingress:
     # -- one request --------------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry; only `http` scopes arrive, the server handles nothing else."""
+        """ASGI entry; the server has no lifespan, so there are only requests and WebSocket handshakes."""
         if scope["type"] != "http":
+            await self._sockets(scope, receive, send)
             return
         raw_path: bytes = scope["raw_path"]
         operation = self.operations.by_path.get(raw_path)
@@ -178,12 +174,8 @@ class Ingress:
         size = 0
         route = ""
         try:
-            head = _read_head(scope["headers"])
-            if self.is_draining:
-                raise ShuttingDown("this ingress is shutting down")
-            if self._admitted >= self._settings.max_in_flight:
-                raise Overloaded(f"{self._admitted} requests are in flight, as many as this ingress takes")
-            self._admitted += 1
+            head = read_head(scope["headers"])
+            self._admit()
             try:
                 body = b""
                 if head.has_body:
@@ -194,6 +186,10 @@ class Ingress:
                 self._admitted -= 1
             route = reply.route
             status, headers, answer = reply.status, reply.headers, reply.body
+            if reply.more:
+                await self._streams.answer(scope, send, reply, request_id)
+                self.recorder.request(method, route, status, self._loop.time() - started, size)
+                return
             if reply.body_ticket:
                 answer = await self._fabric.bodies.take(reply.body_ticket)
             if reply.error is not None:
@@ -220,12 +216,27 @@ class Ingress:
                 duration_ms=round(elapsed * 1000, 2),
             )
 
+    def _admit(self) -> None:
+        if self.is_draining:
+            raise ShuttingDown("this ingress is shutting down")
+        if self._admitted >= self._settings.max_in_flight:
+            raise Overloaded(f"{self._admitted} requests are in flight, as many as this ingress takes")
+        self._admitted += 1
+
+    async def _ask_socket(self, scope: Scope, head: Head, request_id: str, started: float, received_ms: int) -> Reply:
+        """Publish a WebSocket handshake and wait for the reply that decides it."""
+        self._admit()
+        try:
+            return await self._ask(scope, scope["raw_path"], WEBSOCKET, head, b"", request_id, started, received_ms)
+        finally:
+            self._admitted -= 1
+
     async def _ask(
         self,
         scope: Scope,
         raw_path: bytes,
         method: str,
-        head: _Head,
+        head: Head,
         body: bytes,
         request_id: str,
         started: float,
@@ -260,7 +271,7 @@ class Ingress:
             head.idempotency_key,
         )
         future: asyncio.Future[Reply] = self._loop.create_future()
-        pending = _Pending(request_id, started + timeout_s, deadline_ms, future)
+        pending = _Pending(request_id, started + timeout_s, deadline_ms, future, method is WEBSOCKET)
         connection = scope.get("gati.connection")
         self._in_flight[request_id] = pending
         try:
@@ -273,7 +284,7 @@ class Ingress:
             if connection is not None:
                 connection.on_gone = None
 
-    async def _read_body(self, head: _Head, receive: Receive, *, is_here: bool) -> bytes:
+    async def _read_body(self, head: Head, receive: Receive, *, is_here: bool) -> bytes:
         limit = self._settings.max_body_bytes
         if head.content_length > limit:
             raise ContentTooLarge(f"a body of {head.content_length} bytes exceeds the limit of {limit}")
@@ -311,7 +322,11 @@ class Ingress:
 
     # -- what comes back ------------------------------------------------------------------------
 
-    def _on_reply(self, _subject: bytes, _reply: bytes, data: bytes, _headers: bytes | None) -> None:
+    def _on_reply(self, subject: bytes, _reply: bytes, data: bytes, headers: bytes | None) -> None:
+        if subject != self._reply_subject:
+            if not self.channels.on_frame(subject, data, headers):
+                self.recorder.stats.late_replies += 1
+            return
         try:
             reply = decode_reply(data)
         except MalformedReply as exc:
@@ -320,8 +335,15 @@ class Ingress:
             return
         pending = self._in_flight.get(reply.request_id)
         if pending is None or pending.future.done():
-            self.recorder.stats.late_replies += 1
+            if not self.channels.on_late_reply(reply):
+                self.recorder.stats.late_replies += 1
             return
+        if reply.more:  # its frames may be in the same read: the channel has to be there for them
+            if not self._is_channel(reply.channel):
+                self._cancel(pending, "refused")
+                _fail(pending, MalformedReply(f"{reply.channel[:80]!r} is no channel of this fabric"))
+                return
+            self.channels.open(reply.request_id, reply.channel, is_socket=pending.is_socket)
         pending.future.set_result(reply)
 
     def _on_published(self, pending: _Pending, error: GatiError | None) -> None:
@@ -343,66 +365,23 @@ class Ingress:
                 _fail(pending, DeadlineExceeded(f"no answer within {self._settings.request_timeout_s:g} s"))
 
     def _cancel(self, pending: _Pending, reason: str) -> None:
+        self._send_cancel(Cancel(PROTOCOL, pending.request_id, reason, pending.deadline_ms))
+
+    def _cancel_open(self, request_id: str, reason: str) -> None:
+        """Cancel what has begun to answer: it is running, so nobody has to remember for long."""
+        self._send_cancel(Cancel(PROTOCOL, request_id, reason, time.time_ns() // 1_000_000 + _REMEMBER_MS))
+
+    def _send_cancel(self, cancel: Cancel) -> None:
         self.recorder.stats.cancelled += 1
-        cancel = Cancel(PROTOCOL, pending.request_id, reason, pending.deadline_ms)
         try:
             self._connection.publish_now(self._cancel_subject, encode(cancel))
         except GatiError as exc:
-            log.debug("cancel_not_sent", request_id=pending.request_id, error=str(exc))
+            log.debug("cancel_not_sent", request_id=cancel.request_id, error=str(exc))
 
 
 def _fail(pending: _Pending, error: GatiError) -> None:
     if not pending.future.done():
         pending.future.set_exception(error)
-
-
-def _read_head(raw: list[tuple[bytes, bytes]]) -> _Head:
-    head = _Head()
-    pairs = head.pairs
-    asked: dict[str, str] = {}
-    for raw_name, raw_value in raw:
-        name = raw_name.decode("latin-1")
-        value = raw_value.decode("latin-1")
-        if name in _READ_HERE:
-            if name == "content-length":
-                head.content_length = int(value)
-                head.has_body = head.content_length > 0
-            elif name == "transfer-encoding":
-                head.has_body = True
-                continue
-            elif name in _HOP_BY_HOP:
-                continue
-            elif name in _ASKED:
-                if value.strip():
-                    if name not in asked:
-                        asked[name] = value
-                    elif name in _FLAG_NAMES:
-                        asked[name] += f",{value}"
-            elif name == "x-request-id":
-                # Theirs is for correlation; ours is unique and goes by this name everywhere.
-                name = "x-client-request-id"
-            elif name == "traceparent":
-                head.traceparent = value
-            elif name == "idempotency-key":
-                head.idempotency_key = value
-        pairs.append((name, value))
-    if asked:
-        head.version = _first(asked, _VERSION_NAMES)
-        head.flags = [flag for part in _first(asked, _FLAG_NAMES).split(",")[:32] if (flag := part.strip().lower())]
-        head.priority = _priority(_first(asked, _PRIORITY_NAMES))
-    return head
-
-
-def _first(asked: dict[str, str], names: tuple[str, ...]) -> str:
-    """What was asked under the first of these names that is there, whatever the order of the headers."""
-    return next((asked[name] for name in names if name in asked), "")
-
-
-def _priority(value: str) -> int:
-    try:
-        return min(10, max(0, int(value)))
-    except ValueError:
-        return _DEFAULT_PRIORITY
 
 
 async def _answer(send: Send, status: int, headers: HeaderPairs, body: bytes, request_id: str) -> None:

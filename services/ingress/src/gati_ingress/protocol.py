@@ -1,5 +1,5 @@
-"""uvicorn's HTTP protocol with limits on the head, problem details for malformed requests, and a
-word to the application when the client goes away.
+"""uvicorn's HTTP protocol with limits on the head, problem details for malformed requests, checked
+WebSocket handshakes, and a word to the application when the client goes away.
 
 The limits have to be here: an application only sees a request once its whole head is in memory.
 """
@@ -11,12 +11,15 @@ from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gati_core.errors import GatiError, HeadersTooLarge, RequestError, RequestTimeout
 from gati_core.ids import new_request_id
 from gati_core.wire import problem_parts
+from gati_ingress.handshake import check_handshake
 from gati_ingress.settings import IngressSettings
+from gati_ingress.socket_protocol import GuardedSocket
 
 
 class _Refused(Exception):
@@ -132,6 +135,63 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal or RequestError("the bytes received are no valid HTTP/1.1 request"))
+
+    def _should_upgrade(self) -> bool:
+        # Only a GET can be a handshake (RFC 6455, section 4.1); with others the offer is declined as below.
+        return self.scope["method"] == "GET" and super()._should_upgrade()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over. uvicorn would write the head out again to have it parsed a second time,
+
+        under the limits of another library. The head has been checked here: the other side gets the
+        least that makes a handshake, and the application gets what the client sent.
+        """
+        cycle: RequestResponseCycle | None = self.cycle
+        try:
+            if cycle is not None and not cycle.response_complete:
+                raise RequestError("a WebSocket handshake cannot follow a request that is not answered yet")
+            key = check_handshake(self.headers, self.scope["http_version"])
+            url = httptools.parse_url(self.url)
+            raw_path: bytes = url.path
+            raw_path.decode("ascii")
+        except (httptools.HttpParserInvalidURLError, AttributeError, UnicodeDecodeError):
+            self._refuse(RequestError("the target of the WebSocket handshake is not valid"))
+            return
+        except GatiError as exc:
+            self._refuse(exc)
+            return
+        self.connections.discard(self)
+        socket: GuardedSocket = self.ws_protocol_class(  # type: ignore[call-arg, misc, assignment]
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+        socket.connection_made(self.transport)
+        socket.begin(key, raw_path, url.query or b"", self.headers)
+        self.transport.set_protocol(socket)
+
+    def cut(self, *, at_once: bool) -> None:
+        """Close without completing the answer, so that the client can tell.
+
+        Args:
+            at_once: without what is still to be written; else it has two seconds to leave.
+        """
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        if at_once or self.scope["http_version"] == "1.0":  # there, only a reset tells a cut from an end
+            self.transport.abort()
+            return
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(_LINGER_S, self.transport.abort)
+
+    def set_unframed(self, scope: Any, left: int) -> None:
+        """Have the answer to this request end with the connection, as HTTP/1.0 has it.
+
+        Args:
+            left: bytes that uvicorn is to expect: more than will come, and 0 before the last part.
+        """
+        if self.cycle.scope is scope:
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = left
 
     def _unsupported_upgrade_warning(self) -> None:
         """An upgrade is an offer: declined by answering the request as plain HTTP, no news for the log."""

@@ -19,6 +19,7 @@ from gati_core.settings import FabricSettings
 from gati_ingress.app import Ingress
 from gati_ingress.protocol import guarded_protocol
 from gati_ingress.settings import IngressSettings
+from gati_ingress.socket_protocol import GuardedSocket
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +85,12 @@ async def serve(
             ingress,
             loop="uvloop",
             http=guarded_protocol(settings, ingress.recorder.error),
-            ws="none",
+            ws=GuardedSocket,
+            ws_max_size=settings.ws_max_message_bytes,
+            ws_ping_interval=settings.ws_ping_interval_s,
+            ws_ping_timeout=settings.ws_ping_timeout_s,
+            # It would cost every connection its buffers, and the loop the time, for messages that are mostly small.
+            ws_per_message_deflate=False,
             lifespan="off",
             interface="asgi3",
             proxy_headers=False,

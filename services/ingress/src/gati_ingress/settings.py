@@ -36,6 +36,18 @@ class IngressSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Connections that the kernel queues before they are accepted."""
     drain_grace_s: Annotated[float, Meta(ge=0)] = 10.0
     """Seconds left to requests in flight once shutdown begins."""
+    max_streams: Annotated[int, Meta(ge=1, le=65_536)] = 2048
+    """Streamed answers open at once, per process; each may hold twice its window of 256 KiB."""
+    stream_stall_s: Annotated[float, Meta(gt=0)] = 60.0
+    """A client that reads nothing of a stream or socket for so many seconds is cut."""
+    max_websockets: Annotated[int, Meta(ge=1, le=65_536)] = 10_000
+    """WebSockets open or being opened at once, per process; one more handshake is answered 503."""
+    ws_max_message_bytes: Annotated[int, Meta(ge=1, le=900_000)] = 256 * 1024
+    """A socket whose client sends a larger message is closed with 1009."""
+    ws_ping_interval_s: Annotated[float, Meta(gt=0)] = 20.0
+    """Seconds between two pings to the client of a socket."""
+    ws_ping_timeout_s: Annotated[float, Meta(gt=0)] = 20.0
+    """Seconds that its pong may take."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     log_sample: Annotated[float, Meta(ge=0, le=1)] = 0.0

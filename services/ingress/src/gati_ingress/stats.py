@@ -41,6 +41,10 @@ class IngressStats(msgspec.Struct):
     errors: dict[str, int] = {}
     in_flight: int = 0
     connections: int = 0
+    streams: int = 0
+    websockets: int = 0
+    ws_messages_in: int = 0
+    ws_messages_out: int = 0
     late_replies: int = 0
     cancelled: int = 0
     publish_in_flight: int = 0
@@ -129,6 +133,17 @@ class _Collector(Collector):
         yield from (total, size, duration, errors)
         yield self._gauge("gati_ingress_in_flight", "Requests waiting for an answer", "in_flight")
         yield self._gauge("gati_ingress_active_connections", "Open client connections", "connections")
+        yield self._gauge("gati_ingress_streams", "Streamed answers that are open", "streams")
+        yield self._gauge("gati_ingress_websockets", "WebSockets that are open", "websockets")
+        messages = CounterMetricFamily(
+            "gati_ingress_ws_messages",
+            "WebSocket messages, from (in) and to (out) clients",
+            labels=["direction", "process"],
+        )
+        for stats in self._everyone:
+            messages.add_metric(["in", stats.process], stats.ws_messages_in)
+            messages.add_metric(["out", stats.process], stats.ws_messages_out)
+        yield messages
         yield self._gauge("gati_ingress_broker_up", "1 while the broker makes progress", "broker_up")
         yield self._gauge("gati_fabric_publish_in_flight", "Publishes not yet confirmed", "publish_in_flight")
         yield self._gauge(

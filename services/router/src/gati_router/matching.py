@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from typing import Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from gati_core.errors import InvalidPath, MethodNotAllowed, RouteNotFound
+from gati_core.errors import InvalidPath, MethodNotAllowed, RouteNotFound, UpgradeRequired
+from gati_core.wire import WEBSOCKET
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class RouteTable(Generic[T]):
         Raises:
             RouteNotFound: no route has this path.
             MethodNotAllowed: routes have this path, none this method; carries the ones they have.
+            UpgradeRequired: only WebSocket handlers have this path, and the method is one of HTTP.
             InvalidPath: a percent escape does not decode to UTF-8, or the path holds a NUL byte.
         """
         leaf = self._static.get(path)
@@ -95,6 +97,9 @@ class RouteTable(Generic[T]):
             return hit[0], dict(zip(hit[1], values, strict=True)) if values else _NO_PARAMS
         if not allowed:
             raise RouteNotFound(f"no handler listens on {path[:200]}")
+        allowed.discard(WEBSOCKET)  # no method that a client could use
+        if not allowed:
+            raise UpgradeRequired(f"{path[:200]} answers to WebSocket handshakes only")
         if "GET" in allowed:
             allowed.add("HEAD")
         allow = tuple(sorted(allowed))

@@ -29,8 +29,8 @@ class Child:
         self._process = process
         self._status = status
         self._status_fd = status_fd
-        self._ledger_path: Path | None = None
-        self._slots = 0
+        self._ledger: CrashLedger | None = None
+        self.app = ""
         self.ready: Status | None = None
         self.is_leaving = False
 
@@ -67,8 +67,8 @@ class Child:
         """Hand it a package; returns what it says: ready, or why not."""
         fd, name = tempfile.mkstemp(prefix=f"gati-{spec.name}-", suffix=".ledger")
         os.close(fd)
-        self._ledger_path = Path(name)
-        self._slots = settings.max_in_flight * 2
+        self._ledger = CrashLedger(Path(name), settings.max_in_flight * 2)
+        self.app = spec.name
         assignment = Assignment(spec=spec, settings=settings, fabric=fabric, ledger=name, status_fd=self._status_fd)
         status = Status(event="failed", error="the worker process ended before it was ready")
         try:
@@ -107,33 +107,35 @@ class Child:
         """End it now, if it has not ended."""
         self.is_leaving = True
         if self.is_alive:
-            try:
-                self._process.kill()
-            except ProcessLookupError:
-                pass
+            self.strike()
             log.warning("worker_killed", pid=self.pid)
         await self._process.wait()
 
     async def dismiss(self) -> None:
         """End it without a word: a spare, or one whose package could not be loaded."""
+        self.strike()
+        await self._process.wait()
+
+    def strike(self) -> None:
+        """Kill it, and do not wait: `wait` returns when it has ended."""
         if self.is_alive:
             try:
                 self._process.kill()
             except ProcessLookupError:
                 pass
-        await self._process.wait()
+
+    @property
+    def heartbeat_s(self) -> float:
+        """When its loop last turned, by the monotonic clock; 0 when no sign of life is to be expected."""
+        return self._ledger.heartbeat_s if self._ledger is not None and self.ready is not None else 0.0
 
     def unfinished(self) -> list[LedgerEntry]:
-        """What it had started and not answered; for after its end."""
-        if self._ledger_path is None or not self._ledger_path.exists():
-            return []
-        ledger = CrashLedger(self._ledger_path, self._slots)
-        try:
-            return ledger.entries()
-        finally:
-            ledger.close()
+        """What it has started and not answered, as its ledger tells."""
+        return self._ledger.entries() if self._ledger is not None else []
 
     def forget(self) -> None:
         """Remove its ledger."""
-        if self._ledger_path is not None:
-            self._ledger_path.unlink(missing_ok=True)
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            ledger.close()
+            ledger.path.unlink(missing_ok=True)

@@ -11,14 +11,12 @@ import asyncio
 import sys
 import time
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import structlog
 
 from gati_core import App
-from gati_core.contexts import GlobalContext
 from gati_core.errors import (
     BrokerRestarted,
     DeadlineExceeded,
@@ -31,9 +29,9 @@ from gati_core.errors import (
     ShuttingDown,
     TransientError,
 )
-from gati_core.fabric import DeliveryPort, Fabric
+from gati_core.fabric import Channel, DeliveryPort, Fabric
 from gati_core.fabric.topology import MAX_ATTEMPTS, WORK_ACK_WAIT_S
-from gati_core.lifecycle import HandlerCall, error_reply, run_handler
+from gati_core.lifecycle import HandlerRun, Lifecycle, Plan
 from gati_core.wire import (
     Reply,
     WorkItem,
@@ -50,6 +48,12 @@ log = structlog.get_logger(__name__)
 _REMEMBER_CANCELS = 10_000
 _UNKNOWN_HANDLER_DELAY_S = 0.5
 _EAGER = sys.version_info >= (3, 12)
+_CANCEL_AGAIN_S = 0.25
+_ABANDON_AFTER_S = 2.0
+"""A handler that has not reacted to being cancelled for this long is answered for and left alone."""
+_SETTLE_WITHIN_S = 2.0
+_SOCKET_GRACE_S = 5.0
+"""What a WebSocket handler has left after its client has gone, if it does not notice by itself."""
 
 
 class ExecutionStats(msgspec.Struct):
@@ -62,53 +66,90 @@ class ExecutionStats(msgspec.Struct):
     cancelled: int = 0
     redelivered: int = 0
     dead: int = 0
+    abandoned: int = 0
+    """Handlers that did not react to being cancelled; their tasks may still run."""
 
 
 class _Running:
+    """One request in this process; also what its run and its canceller share (`Control`)."""
+
     __slots__ = (
         "cancel_reason",
+        "cancelled_at",
+        "channel",
         "deadline_ms",
         "delivery",
+        "executor",
         "has_begun",
+        "is_forgotten",
         "is_once",
+        "is_own_limit",
+        "is_settling",
         "item",
         "leased_at",
+        "lost_at",
+        "own_deadline_ms",
+        "run",
         "slot",
         "task",
     )
 
-    def __init__(self, delivery: DeliveryPort, item: WorkItem, deadline_ms: float, leased_at: float, slot: int) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        delivery: DeliveryPort,
+        item: WorkItem,
+        own_deadline_ms: float,
+        leased_at: float,
+        slot: int,
+    ) -> None:
+        self.executor = executor
         self.delivery = delivery
         self.item = item
-        self.deadline_ms = deadline_ms
+        self.own_deadline_ms = own_deadline_ms
+        self.is_own_limit = own_deadline_ms < item.deadline_ms
+        self.deadline_ms = own_deadline_ms if self.is_own_limit else float(item.deadline_ms)
         self.leased_at = leased_at
         self.slot = slot
         self.is_once = item.mode == "at_most_once"
         self.cancel_reason = ""
+        self.cancelled_at = 0.0
+        self.lost_at = 0.0
         self.has_begun = False
+        self.is_settling = False
+        self.is_forgotten = False
+        self.channel: Channel | None = None
+        self.run: HandlerRun | None = None
         self.task: asyncio.Task[None] | None = None
+
+    def send_head(self, reply: Reply, channel: Channel) -> None:
+        """See `Control`."""
+        self.executor.begin_answer(self, reply, channel)
 
 
 class Executor:
     """Runs what the pull consumers deliver. See the module."""
 
-    def __init__(
-        self, *, app: App, pool: str, fabric: Fabric, gctx: GlobalContext, ledger: CrashLedger, threads: int
-    ) -> None:
-        self._calls: dict[str, HandlerCall] = {name: handler.call for name, handler in app.handlers.items()}
+    def __init__(self, *, app: App, pool: str, fabric: Fabric, lifecycle: Lifecycle, ledger: CrashLedger) -> None:
+        self._plans: dict[str, Plan] = {name: handler.plan() for name, handler in app.handlers.items()}
         self._pool = pool
         self._fabric = fabric
         self._connection = fabric.connection
         self._is_reply = fabric.subjects.is_reply
-        self._gctx = gctx
+        self._lifecycle = lifecycle
         self._ledger = ledger
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="handler")
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, _Running] = {}
         self._cancelled: dict[str, None] = {}
         self._chores: set[asyncio.Task[None]] = set()
+        self._deaf: set[asyncio.Task[None]] = set()
         self._done_slots: list[int] = []
         self.stats = ExecutionStats()
+
+    @property
+    def abandoned(self) -> int:
+        """Handlers that run on although nobody waits for them: deaf tasks and abandoned threads."""
+        return len(self._deaf) + self._lifecycle.threads.abandoned
 
     @property
     def in_flight(self) -> int:
@@ -155,17 +196,29 @@ class Executor:
                 error = PoisonMessage(f"started {attempt - 1} times and never finished")
                 self._chore(self._give_up(delivery, error, item.request_id, item.reply_to))
                 return
-        call = self._calls.get(item.handler)
-        if call is None:
+        plan = self._plans.get(item.handler)
+        if plan is None:
             delivery.nak(delay_s=_UNKNOWN_HANDLER_DELAY_S)
             log.error("handler_unknown", handler=item.handler, pool=self._pool)
             return
-        self._begin(delivery, item, call, attempt, now_ms)
+        self._begin(delivery, item, plan, attempt, now_ms)
 
-    def _begin(self, delivery: DeliveryPort, item: WorkItem, call: HandlerCall, attempt: int, now_ms: float) -> None:
-        deadline_ms = min(float(item.deadline_ms), now_ms + call.timeout_s * 1000)
-        is_once = item.mode == "at_most_once"
-        slot = self._ledger.open_entry(
+    def _begin(self, delivery: DeliveryPort, item: WorkItem, plan: Plan, attempt: int, now_ms: float) -> None:
+        slot = self._note(item, delivery, attempt, is_once=item.mode == "at_most_once")
+        running = _Running(self, delivery, item, now_ms + plan.call.timeout_s * 1000, self._loop.time(), slot)
+        self._running[item.request_id] = running
+        if running.is_once:
+            delivery.ack_keeping_slot()
+        work = self._run(running, plan, attempt)
+        # Not through the loop's factory, which is there for the tasks of handlers.
+        if _EAGER:
+            # One turn of the loop less for a handler that never waits. Python 3.11 has no eager tasks.
+            running.task = asyncio.Task(work, loop=self._loop, eager_start=True)  # type: ignore[call-arg,unused-ignore]
+        else:
+            running.task = asyncio.Task(work, loop=self._loop)
+
+    def _note(self, item: WorkItem, delivery: DeliveryPort, attempt: int, *, is_once: bool) -> int:
+        return self._ledger.open_entry(
             LedgerEntry(
                 item.request_id,
                 item.reply_to,
@@ -176,62 +229,105 @@ class Executor:
                 item.deadline_ms,
             )
         )
-        running = _Running(delivery, item, deadline_ms, self._loop.time(), slot)
-        self._running[item.request_id] = running
-        if is_once:
-            delivery.ack_keeping_slot()
-        work = self._run(running, call, attempt)
-        if _EAGER:
-            # One turn of the loop less for a handler that never waits. Python 3.11 has no eager tasks.
-            running.task = asyncio.Task(work, loop=self._loop, eager_start=True)  # type: ignore[call-arg,unused-ignore]
-        else:
-            running.task = self._loop.create_task(work)
 
     # -- running it -----------------------------------------------------------------------------
 
-    async def _run(self, running: _Running, call: HandlerCall, attempt: int) -> None:
+    async def _run(self, running: _Running, plan: Plan, attempt: int) -> None:
         running.has_begun = True
         if running.cancel_reason:
             self._settle_cancelled(running)
             return
         item = running.item
+        run: HandlerRun | None = None
         try:
             descriptor = decode_descriptor(item.descriptor, subject="a work item")
             body = descriptor.body
             if descriptor.body_ticket:
                 body = await self._fabric.bodies.take(descriptor.body_ticket, keep=True)
-            reply = await run_handler(
-                call,
+            run = running.run = HandlerRun(
+                self._lifecycle,
+                plan,
                 descriptor,
                 item.params,
                 body,
-                self._gctx,
                 attempt=attempt,
                 routed_ms=item.routed_ms,
-                threads=self._threads,
+                control=running,
+                deadline_ms=int(running.deadline_ms),
             )
-            if len(reply.body) > self._fabric.settings.claim_check_bytes:
+            reply = await run.execute()
+            if running.is_forgotten:
+                return  # it was abandoned, and somebody else has answered
+            if reply is not None and len(reply.body) > self._fabric.settings.claim_check_bytes:
                 await self._check_in(reply)
             if descriptor.body_ticket:
                 self._chore(self._fabric.bodies.drop(descriptor.body_ticket))
+            self._conclude(running, reply)
         except asyncio.CancelledError:
-            self._settle_cancelled(running)
-            return
+            if not running.is_forgotten:
+                self._settle_cancelled(running)
         except MalformedMessage as exc:
             self._forget(running)
             self._chore(self._give_up(running.delivery, exc, item.request_id, item.reply_to))
-            return
         except TransientError as exc:
             if not running.is_once:
                 self._forget(running)
                 running.delivery.nak(delay_s=0.5 * attempt)
-                return
-            reply = problem_reply(exc, item.request_id)
+            else:
+                self._finish(running, problem_reply(exc, item.request_id))
         except PermanentError as exc:
-            reply = problem_reply(exc, item.request_id)
-        except Exception as exc:  # a bug of ours: the client gets its answer all the same
-            reply = error_reply(exc, item.request_id, handler=item.handler)
-        self._finish(running, reply)
+            self._finish(running, problem_reply(exc, item.request_id))
+        except Exception:  # a bug of ours: the client gets its answer all the same
+            log.exception("execution_failed", request_id=item.request_id, handler=item.handler)
+            self._finish(running, problem_reply(GatiError("The worker failed."), item.request_id))
+        finally:
+            if run is not None and run.needs_cleanup:
+                task = asyncio.current_task()
+                if task is not None:  # the request is answered and forgotten; a drain still waits for this
+                    self._chores.add(task)
+                    task.add_done_callback(self._chores.discard)
+                await run.cleanup()
+
+    def _conclude(self, running: _Running, reply: Reply | None) -> None:
+        """Settle what a run came to."""
+        if running.cancel_reason:
+            self.stats.cancelled += 1
+        if running.channel is not None:
+            running.delivery.release()
+            self.stats.replied += 1
+            self._forget(running)
+        elif reply is None:
+            self._drop(running)
+        elif (
+            running.cancel_reason == "leaving"
+            and not running.is_once
+            and reply.error is not None
+            and reply.error.code == ShuttingDown.code
+        ):
+            running.delivery.nak()  # what was cut off here runs again elsewhere
+            self._forget(running)
+        else:
+            self._finish(running, reply)
+
+    def begin_answer(self, running: _Running, reply: Reply, channel: Channel) -> None:
+        """The head of a stream or the acceptance of a socket leaves: nobody else may run this now."""
+        self._connection.publish_now(running.item.reply_to.encode(), encode(reply))
+        running.channel = channel
+        # Over once the client has gone: a stream at once, a socket's handler may see it and finish.
+        channel.on_lost = lambda _reason: self._client_lost(running)
+        running.deadline_ms = running.own_deadline_ms
+        running.is_own_limit = True
+        if not running.is_once:
+            running.delivery.ack_keeping_slot()
+            running.is_once = True
+            self._ledger.clear(running.slot)
+            running.slot = self._note(running.item, running.delivery, running.delivery.attempt, is_once=True)
+
+    def _client_lost(self, running: _Running) -> None:
+        if running.run is not None and running.run.plan.call.is_websocket:
+            running.lost_at = self._loop.time()
+        else:
+            self._cancel(running, "client_gone")
 
     async def _check_in(self, reply: Reply) -> None:
         reply.body_ticket = await self._fabric.bodies.put(f"{reply.request_id}-reply", reply.body)
@@ -256,23 +352,14 @@ class Executor:
         self._forget(running)
 
     def _settle_cancelled(self, running: _Running) -> None:
-        """The deadline passed, the client left, or this process must go."""
+        """Cancelled before the handler had begun, or while its answer was being stored."""
         reason = running.cancel_reason
+        self.stats.cancelled += 1
         if reason == "deadline":
-            self.stats.cancelled += 1
             error: GatiError = DeadlineExceeded("the handler did not finish before the deadline")
             self._finish(running, problem_reply(error, running.item.request_id))
-        elif not reason:
-            # Nobody cancelled this request: the handler let a cancellation of its own escape.
-            bug = RuntimeError("the handler raised CancelledError")
-            self._finish(running, error_reply(bug, running.item.request_id, handler=running.item.handler))
         elif reason != "leaving":
-            self.stats.cancelled += 1
-            if running.is_once:
-                running.delivery.release()
-            else:
-                running.delivery.ack()
-            self._forget(running)
+            self._drop(running)
         elif running.is_once:
             error = ShuttingDown("the worker had to leave before the handler finished")
             self._finish(running, problem_reply(error, running.item.request_id))
@@ -280,7 +367,16 @@ class Executor:
             running.delivery.nak()
             self._forget(running)
 
+    def _drop(self, running: _Running) -> None:
+        """Nobody waits for an answer."""
+        if running.is_once:
+            running.delivery.release()
+        else:
+            running.delivery.ack()
+        self._forget(running)
+
     def _forget(self, running: _Running) -> None:
+        running.is_forgotten = True
         self._running.pop(running.item.request_id, None)
         # Cleared only after this turn's flush: the reply is in the kernel's hands by then.
         if not self._done_slots:
@@ -336,26 +432,54 @@ class Executor:
         """Deadlines and leases, looked at every 50 ms instead of one timer per request."""
         now_ms = time.time() * 1000
         for running in list(self._running.values()):
-            if running.deadline_ms <= now_ms:
+            if running.cancel_reason:
+                if not running.is_settling and now - running.cancelled_at > _CANCEL_AGAIN_S:
+                    self._insist(running, now)
+            elif running.deadline_ms <= now_ms:
                 self._cancel(running, "deadline")
-            elif not running.is_once and now - running.leased_at > WORK_ACK_WAIT_S / 3:
+            elif running.lost_at and now - running.lost_at > _SOCKET_GRACE_S:
+                self._cancel(running, "client_gone")
+            if not running.is_once and now - running.leased_at > WORK_ACK_WAIT_S / 3:
                 running.leased_at = now
                 running.delivery.in_progress()
 
-    @staticmethod
-    def _cancel(running: _Running, reason: str) -> None:
+    def _cancel(self, running: _Running, reason: str) -> None:
         if running.cancel_reason:
             return
         running.cancel_reason = reason
+        running.cancelled_at = self._loop.time()
         # A task cancelled before its first step never runs any of its code, not even the settling.
-        if running.has_begun and running.task is not None:
+        if running.has_begun and running.task is not None and not running.is_settling:
             running.task.cancel()
+
+    def _insist(self, running: _Running, now: float) -> None:
+        """The handler has swallowed its cancellation: cancel again, and at last go on without it."""
+        task, run = running.task, running.run
+        if task is None or not running.has_begun:
+            return
+        if now - running.cancelled_at < _ABANDON_AFTER_S or run is None:
+            task.cancel()
+            return
+        run.abandon()
+        self.stats.abandoned += 1
+        self._deaf.add(task)
+        task.add_done_callback(self._deaf.discard)
+        running.is_settling = True
+        self._chore(self._settle_abandoned(running, run))
+
+    async def _settle_abandoned(self, running: _Running, run: HandlerRun) -> None:
+        try:
+            self._conclude(running, await run.give_up())
+        finally:
+            await run.cleanup()
 
     async def drain(self, *, grace_s: float) -> None:
         """Let running handlers finish, then cancel the rest; returns when nothing runs."""
         give_up_at = self._loop.time() + grace_s
-        while self._running or self._chores:
-            tasks = [running.task for running in self._running.values() if running.task] + list(self._chores)
+        spawned = self._lifecycle.gctx.spawned
+        while self._running or self._chores or self._lifecycle.detached or spawned:
+            tasks: list[asyncio.Task[Any]] = [running.task for running in self._running.values() if running.task]
+            tasks += [*self._chores, *self._lifecycle.detached, *spawned]
             left_s = give_up_at - self._loop.time()
             if left_s <= 0:
                 break
@@ -364,11 +488,18 @@ class Executor:
         if leftover:
             log.warning("handlers_cut_off", count=len(leftover), grace_s=grace_s)
             for running in list(self._running.values()):
+                if running.is_settling and running.task is not None:
+                    running.task.cancel()
                 self._cancel(running, "leaving")
-            await asyncio.wait(leftover, timeout=2.0)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+            await asyncio.wait(leftover, timeout=_SETTLE_WITHIN_S)
+        loose = [*self._lifecycle.detached, *spawned]
+        for task in loose:
+            task.cancel()
+        if loose:
+            log.warning("tasks_cut_off", tasks=sorted(task.get_name() for task in loose)[:10], grace_s=grace_s)
+            await asyncio.wait(loose, timeout=_SETTLE_WITHIN_S)
 
     def _chore(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+        task = asyncio.Task(work, loop=self._loop)  # not the loop's factory: it is no task of a handler's
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)

@@ -15,28 +15,37 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import anyio
+import anyio.to_thread
 import msgspec
 import structlog
 import uvloop
 
 from gati_core import App
-from gati_core.contexts import GlobalContext, Instance
+from gati_core.contexts import Bucket, GlobalContext, Instance, TopicHost, Topics
 from gati_core.errors import GatiError, TransientError
-from gati_core.fabric import Fabric, KvBucket, PullConsumer, open_fabric
+from gati_core.fabric import ChannelHost, Fabric, KvBucket, PullConsumer, open_fabric
+from gati_core.fabric.topics import FabricTopics
 from gati_core.ids import new_instance_id
+from gati_core.lifecycle import HandlerThreads, Lifecycle, Observers, watch_tasks
 from gati_core.manifests import PoolManifest, WorkerAnnouncement, pool_name
 from gati_core.observe import set_up_logging, settle_garbage_collector
 from gati_core.settings import FabricSettings
+from gati_core.wire import TraceRecord, encode
+from gati_worker.duties import ProcessDuties, first_config
 from gati_worker.execution import Executor
 from gati_worker.ledger import CrashLedger
 from gati_worker.packages import LoadError, PackageSpec, fingerprint, load
 from gati_worker.settings import WorkerSettings
+from gati_worker.watchdog import known_code, open_watchdog
 
 log = structlog.get_logger(__name__)
+
+_WORN_OUT = 4
 
 
 class Assignment(msgspec.Struct, kw_only=True):
@@ -82,6 +91,8 @@ class Runner:
         self._beat_at = 0.0
         self._beats: asyncio.Task[None] | None = None
         self._executor: Executor | None = None
+        self.worn_out = asyncio.Event()
+        """Set when too many handlers run on after their cancellation: this process should be replaced."""
 
     @property
     def executor(self) -> Executor:
@@ -103,15 +114,17 @@ class Runner:
             await self._fabric.topology.ensure_bucket(subjects.app_bucket(name))
             buckets[name] = KvBucket(connection, subjects.app_bucket(name))
         durables = await self._fabric.topology.ensure_pool(self.pool, {each.id: each.mode for each in handlers})
-        instance = Instance(self.id, self.app.name, self.pool, socket.gethostname(), self._started_ms)
+        lifecycle = await self._prepare_lifecycle(buckets)
         self._executor = Executor(
-            app=self.app,
-            pool=self.pool,
-            fabric=self._fabric,
-            gctx=GlobalContext(instance, buckets=buckets),
-            ledger=self._ledger,
-            threads=self._settings.threads,
+            app=self.app, pool=self.pool, fabric=self._fabric, lifecycle=lifecycle, ledger=self._ledger
         )
+        self._duties = ProcessDuties(
+            gctx=lifecycle.gctx,
+            settings=self._settings,
+            handlers=len(handlers),
+            counts=lambda: (self.executor.stats.replied, self.executor.stats.failed),
+        )
+        await self._duties.start()
         for subject in (subjects.cancel_any, subjects.cancel(self.pool)):
             await connection.subscribe(subject, self._executor.on_cancel)
         self._manifest = await self._publish_manifest(
@@ -123,6 +136,7 @@ class Runner:
                 published_ms=self._started_ms,
             )
         )
+        await self._topic_host.start()
         for mode, durable in durables.items():
             consumer = PullConsumer(
                 connection,
@@ -136,6 +150,50 @@ class Runner:
             await consumer.start()
         await self._announce()
         connection.on_tick(self._tick)
+
+    async def _prepare_lifecycle(self, buckets: Mapping[str, Bucket]) -> Lifecycle:
+        """What handlers are given: contexts, topics, channels, threads; and who observes them."""
+        subjects, connection, settings = self._fabric.subjects, self._fabric.connection, self._settings
+        port = FabricTopics(self._fabric)
+        self._topics = Topics(port, publisher=self.id)
+        gctx = GlobalContext(
+            Instance(
+                self.id,
+                self.app.name,
+                self.pool,
+                socket.gethostname(),
+                self._started_ms,
+                settings.region,
+                settings.zone,
+            ),
+            buckets=buckets,
+            config=await anyio.to_thread.run_sync(first_config, settings),
+            lifecycle=self.app.lifecycle,
+            topics=self._topics,
+        )
+        self._topic_host = TopicHost(
+            topics=self._topics, port=port, app=self.app.name, handlers=self.app.subscribers, gctx=gctx
+        )
+        self._channels = ChannelHost(connection, subjects, self.id)
+        await connection.subscribe(self._channels.filter, self._channels.on_message)
+        observers = Observers(instance=self.id, trace=self._keep_trace)
+        for listener in self.app.listeners:
+            observers.listen(listener)
+        lifecycle = Lifecycle(
+            gctx=gctx,
+            threads=HandlerThreads(settings.threads),
+            version=self._version,
+            observers=observers,
+            channels=self._channels,
+            topics=self._topics.local,
+        )
+        lifecycle.alerts.extend(self.app.alerts)
+        watch_tasks(asyncio.get_running_loop())
+        return lifecycle
+
+    def _keep_trace(self, record: TraceRecord) -> None:
+        subject = self._fabric.subjects.trace(record.request_id).encode()
+        self._fabric.publisher.publish(subject, encode(record), _note_trace)
 
     async def _publish_manifest(self, manifest: PoolManifest) -> PoolManifest:
         """Make this the app's newest version, unless it is already: then keep its date.
@@ -164,9 +222,14 @@ class Runner:
             await asyncio.gather(*(consumer.stop_pulling() for consumer in self._consumers))
         except TransientError as exc:
             log.warning("goodbye_failed", error=str(exc))
-        self._fabric.connection.on_tick(self.executor.tick)
+        connection = self._fabric.connection
+        connection.on_tick(self._tick_requests)
+        await self._duties.pre_shutdown()
         await self.executor.drain(grace_s=self._settings.drain_grace_s)
-        self._fabric.connection.off(self.executor.tick)
+        await self._topic_host.aclose()
+        connection.off(self._tick_requests)
+        await self._duties.shutdown()
+        await self._topics.aclose()
         try:
             await self._members.delete(self._key)
         except TransientError as exc:
@@ -177,10 +240,19 @@ class Runner:
         return self._fabric.subjects.member_key("worker", self.pool, self.id)
 
     def _tick(self, now: float) -> None:
-        self.executor.tick(now)
+        self._tick_requests(now)
+        self._duties.tick(now)
+        if self.executor.abandoned >= self._settings.max_abandoned and not self.worn_out.is_set():
+            log.error("worker_worn_out", abandoned=self.executor.abandoned, hint="this process is replaced")
+            self.worn_out.set()
         if now - self._beat_at > self._settings.heartbeat_s and (self._beats is None or self._beats.done()):
             self._beat_at = now
             self._beats = asyncio.get_running_loop().create_task(self._announce_quietly())
+
+    def _tick_requests(self, now: float) -> None:
+        self.executor.tick(now)
+        if len(self._channels):
+            self._channels.tick(now)
 
     async def _announce_quietly(self) -> None:
         try:
@@ -189,7 +261,7 @@ class Runner:
             log.warning("heartbeat_failed", error=str(exc))
 
     async def _announce(self) -> None:
-        stats = self.executor.stats
+        stats, report = self.executor.stats, self._duties.report
         announcement = WorkerAnnouncement(
             worker=self.id,
             manifest=self._manifest,
@@ -201,9 +273,16 @@ class Runner:
             capacity=self._settings.max_in_flight,
             handled=stats.replied,
             failed=stats.failed,
+            health=report.status if report is not None else "healthy",
+            health_notes=report.notes[:20] if report is not None else [],
         )
         ttl_s = max(2, int(self._settings.heartbeat_s * 4))
         await self._members.put(self._key, msgspec.json.encode(announcement), ttl_s=ttl_s)
+
+
+def _note_trace(_context: object, error: GatiError | None) -> None:
+    if error is not None:
+        log.debug("trace_record_dropped", error=str(error))
 
 
 async def _run(assignment: Assignment, app: App, pool: str) -> None:
@@ -215,7 +294,11 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     loop.add_reader(sys.stdin.fileno(), leave.set)  # end of file: the supervisor is gone
     name = f"gati-worker {assignment.spec.name}"
-    async with open_fabric(assignment.fabric, name=name, ensure=False) as fabric:
+    known = known_code(_functions(app))
+    async with (
+        open_fabric(assignment.fabric, name=name, ensure=False) as fabric,
+        open_watchdog(fabric.connection, ledger, known, warn_s=assignment.settings.block_warn_s),
+    ):
         runner = Runner(
             app=app,
             pool=pool,
@@ -228,11 +311,34 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
         settle_garbage_collector()
         routes = [f"{','.join(h.manifest.methods)} {h.manifest.path}" for h in app.handlers.values()]
         _tell(assignment.status_fd, Status(event="ready", pool=pool, worker=runner.id, routes=routes))
-        await leave.wait()
+        waiting = [loop.create_task(leave.wait()), loop.create_task(runner.worn_out.wait())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
         loop.remove_reader(sys.stdin.fileno())
-        with anyio.move_on_after(assignment.settings.drain_grace_s + 5):
+        settings = assignment.settings
+        with anyio.move_on_after(settings.drain_grace_s + 2 * settings.shutdown_hooks_s + 5):
             await runner.drain()
     ledger.close()
+    if runner.worn_out.is_set() or runner.executor.abandoned or app.lifecycle.abandoned:
+        _exit(_WORN_OUT if runner.worn_out.is_set() else 0)
+
+
+def _exit(code: int) -> NoReturn:
+    """End now: a thread that does not return would keep the interpreter from ending."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _functions(app: App) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """What of the package may run on the loop, with the name by which a block is blamed on it."""
+    for name, handler in app.handlers.items():
+        yield name, handler.call.function
+        for hook in handler.plan().hooks():
+            yield f"hook {hook.id}", hook.function
+    for listener in app.listeners:
+        yield "event listener", listener
 
 
 def _tell(fd: int, status: Status) -> None:
@@ -263,7 +369,7 @@ def main() -> None:
         sys.exit(3)
     except GatiError as exc:
         _tell(assignment.status_fd, Status(event="failed", error=str(exc)))
-        sys.exit(3)
+        _exit(3)  # a start-up hook may have left a thread behind
 
 
 if __name__ == "__main__":

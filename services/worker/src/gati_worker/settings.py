@@ -21,11 +21,30 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Seconds between announcements; a worker silent for four times this is gone."""
     drain_grace_s: Annotated[float, Meta(ge=0)] = 20.0
     """Seconds left to running handlers once a child must leave."""
+    shutdown_hooks_s: Annotated[float, Meta(ge=0)] = 15.0
+    """Seconds that all shutdown hooks of a child may take together; each has 10 of its own."""
+    max_abandoned: Annotated[int, Meta(ge=1)] = 64
+    """Handlers that run on although they were cancelled; with this many the child is replaced."""
+    region: str = ""
+    zone: str = ""
+    """Where this worker runs; handlers read both in `gctx.instance`."""
     ready_within_s: Annotated[float, Meta(gt=0)] = 20.0
     """Seconds a child may take from start to ready before it counts as failed."""
     restart_delay_s: Annotated[float, Meta(ge=0)] = 0.1
     """Pause before a crashed child is started again; doubles with each quick crash."""
     restart_delay_max_s: Annotated[float, Meta(gt=0)] = 10.0
+    block_warn_s: Annotated[float, Meta(gt=0)] = 0.5
+    """Seconds the event loop may stand still before the log says which handler stopped it."""
+    block_grace_s: Annotated[float, Meta(ge=1)] = 5.0
+    """Seconds a blocked child is left alone once the last of its requests is past its deadline; then it is killed."""
+    block_limit_s: Annotated[float, Meta(ge=1)] = 60.0
+    """Seconds after which a blocked child that runs no request is killed."""
+    config_file: str = ""
+    """`.toml` or `.json` file that handlers read as `gctx.config`; read again when it changes. None when empty."""
+    memory_limit_mb: Annotated[int, Meta(ge=0)] = 0
+    """Memory a child may use before callbacks hear of pressure; 0 takes the limit of the container."""
+    health_every_s: Annotated[float, Meta(gt=0)] = 10.0
+    """Seconds between two rounds of health checks."""
     health_file: str = ""
     """Touched while healthy, for container health checks; none when empty."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -19,6 +19,7 @@ import watchfiles
 from gati_core.errors import TransientError, WorkerCrashed
 from gati_core.fabric import Fabric, KvBucket
 from gati_core.wire import encode, problem_reply
+from gati_worker.care import Care
 from gati_worker.child import Child
 from gati_worker.packages import PackageSpec
 from gati_worker.runner import Status
@@ -68,19 +69,23 @@ class Supervisor:
         if self._watch:
             tasks += [asyncio.create_task(self._follow(hosted)) for hosted in self._hosted if hosted.spec.root]
         tasks.append(asyncio.create_task(self._keep_healthy()))
+        care = Care(settings=self._settings, children=self._children, publish=self._fabric.connection.publish_or_hold)
+        looks = asyncio.create_task(care.run())
         try:
             await self._stopping.wait()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            within_s = self._settings.drain_grace_s + 6
+            within_s = self._settings.drain_grace_s + 2 * self._settings.shutdown_hooks_s + 6
             await asyncio.gather(*(hosted.leave(within_s=within_s) for hosted in self._hosted))
             if self._farewells:
                 await asyncio.wait(list(self._farewells), timeout=within_s)
             self._spare_wanted.set()
             for spare in self._spares:
                 await (await spare).dismiss()
+            looks.cancel()  # last: a child that drains keeps its leases too
+            await asyncio.wait([looks])
 
     def stop(self) -> None:
         """Begin to leave."""
@@ -88,9 +93,13 @@ class Supervisor:
 
     async def kill(self) -> None:
         """Leave now: a second signal."""
-        children = [hosted.current for hosted in self._hosted if hosted.current is not None]
-        for child in (*children, *self._farewells.values()):
+        for child in self._children():
             await child.kill()
+
+    def _children(self) -> list[Child]:
+        """Those that serve, and those that were replaced and drain."""
+        serving = [hosted.current for hosted in self._hosted if hosted.current is not None]
+        return [*serving, *self._farewells.values()]
 
     async def new_child(self) -> Child:
         """A child to assign; in watch mode one that was started ahead of time."""
@@ -128,7 +137,7 @@ class Supervisor:
         task.add_done_callback(self._farewells.pop)
 
     async def _drain(self, child: Child) -> None:
-        await child.drain(within_s=self._settings.drain_grace_s + 6)
+        await child.drain(within_s=self._settings.drain_grace_s + 2 * self._settings.shutdown_hooks_s + 6)
         await self.settle_for(child, crashed=False)
 
     async def settle_for(self, child: Child, *, crashed: bool) -> None:

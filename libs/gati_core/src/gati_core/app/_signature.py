@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gati_core.errors import RegistrationError
-from gati_core.lifecycle.request import Request
+from gati_core.lifecycle import Request, Response
 
 NAMES = ("req", "res", "gctx", "lctx")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -107,15 +107,30 @@ def body_type(function: Callable[..., Any]) -> Any:
     Raises:
         RegistrationError: the annotation names something that cannot be found.
     """
-    parameters = list(inspect.signature(function).parameters.values())
-    annotation = parameters[0].annotation
+    argument = _argument(function, 0, Request)
+    return None if argument is type(None) else argument
+
+
+def response_type(function: Callable[..., Any]) -> Any:
+    """The `T` of the handler's `Response[T]`, or None when the response is not typed.
+
+    Raises:
+        RegistrationError: the annotation names something that cannot be found.
+    """
+    return _argument(function, 1, Response)
+
+
+def _argument(function: Callable[..., Any], place: int, generic: type) -> Any:
+    parameter = list(inspect.signature(function).parameters.values())[place]
+    annotation = parameter.annotation
     if isinstance(annotation, str):
-        annotation = _hints(_target(function)).get(parameters[0].name)
-    if typing.get_origin(annotation) is not Request:
+        annotation = _hints(_target(function)).get(parameter.name)
+    if typing.get_origin(annotation) is not generic:
         return None
     (argument,) = typing.get_args(annotation)
-    untyped = argument is Any or argument is type(None) or isinstance(argument, typing.TypeVar)
-    return None if untyped else argument
+    if argument is None:
+        return type(None)
+    return None if argument is Any or isinstance(argument, typing.TypeVar) else argument
 
 
 def _hints(function: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ buckets, bodies, dead letters, and the provisioner. Does not belong here: what t
 from gati_core.fabric._client import format_headers, parse_headers
 from gati_core.fabric._fabric import Fabric, open_fabric
 from gati_core.fabric.bodies import Bodies, BodyLost
+from gati_core.fabric.channels import Channel, ChannelHost, ChannelPort
 from gati_core.fabric.connection import Connection, ConnectionHealth, open_connection
 from gati_core.fabric.dead_letters import DeadLetter, DeadLetters
 from gati_core.fabric.embedded import EmbeddedBroker, find_server, free_port
@@ -14,20 +15,26 @@ from gati_core.fabric.kv import Entry, KvBucket, KvView
 from gati_core.fabric.ports import DeliveryPort, MessagePort, PublisherPort, PublishResult
 from gati_core.fabric.publisher import WindowedPublisher
 from gati_core.fabric.pull import Delivery, PullConsumer
+from gati_core.fabric.topics import DurableSubscription, FabricTopics
 from gati_core.fabric.topology import Topology, stream_state
 
 __all__ = [
     "Bodies",
     "BodyLost",
+    "Channel",
+    "ChannelHost",
+    "ChannelPort",
     "Connection",
     "ConnectionHealth",
     "DeadLetter",
     "DeadLetters",
     "Delivery",
     "DeliveryPort",
+    "DurableSubscription",
     "EmbeddedBroker",
     "Entry",
     "Fabric",
+    "FabricTopics",
     "KvBucket",
     "KvView",
     "MessagePort",

@@ -329,13 +329,13 @@ class Connection:
 
     async def _keep_rebuilding(self) -> None:
         """Replace a client that closed for good (F7, authorisation errors)."""
-        while True:  # ends with its task
+        while not self._closing:  # asked as well as cancelled, as in `_keep_probing`: connecting waits, too
             await self._client_closed.wait()
             self._client_closed = anyio.Event()
             log.warning("broker_client_closed", error=self._last_error)
             self._tell(self._on_down)
             delay_s = 0.1
-            while True:
+            while not self._closing:
                 client = DirectClient()
                 try:
                     with anyio.fail_after(_CONNECT_TIMEOUT_S):

@@ -56,7 +56,7 @@ class KvBucket:
         self._connection.require_up(f"reading key {key!r} of bucket {self.bucket}")
         try:
             message = await self._connection.jetstream().get_last_msg(
-                f"KV_{self.bucket}", self._prefix + _checked(key), direct=True
+                f"KV_{self.bucket}", self._prefix + checked_key(key), direct=True
             )
         except nats.js.errors.NotFoundError:
             return None
@@ -128,7 +128,7 @@ class KvBucket:
             )
         try:
             ack = await self._connection.jetstream().publish(
-                self._prefix + _checked(key), value, headers=headers or None
+                self._prefix + checked_key(key), value, headers=headers or None
             )
         except nats.js.errors.APIError as exc:
             if exc.err_code in _WRONG_LAST:
@@ -356,7 +356,7 @@ class KvView:
             self._wake.set()
 
 
-def _checked(key: str) -> str:
+def checked_key(key: str) -> str:
     if _KEY.fullmatch(key) is None or key.startswith(".") or key.endswith(".") or ".." in key:
         raise RequestError(f"{key!r} is not a key: letters, digits and - / _ = . only, no dot at either end")
     return key

@@ -8,7 +8,9 @@ lease (F4).
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
     ConsumerInfo,
+    DeliverPolicy,
     DiscardPolicy,
     KeyValueConfig,
     ObjectStoreConfig,
@@ -47,6 +50,12 @@ STREAM_MAX_AGE_S = 3600.0
 BODIES_TTL_S = 900.0
 POOLS_MARKER_TTL_S = 30.0
 POOL_CONSUMER_INACTIVE_S = 3600.0
+TOPIC_MAX_AGE_S = 86_400.0
+TOPIC_ACK_WAIT_S = 4.0
+"""A subscriber renews its lease long before; after this the group's next member takes over."""
+TOPIC_GROUP_INACTIVE_S = 7 * 86_400.0
+"""A durable group that nobody belonged to for this long is forgotten, and begins anew."""
+TRACE_MAX_AGE_S = 3600.0
 _MIN_SERVER = (2, 12)
 _HEAD_ROOM = 64 * 1024
 """Bytes kept free beside a body for everything else in its message: the head of a request has a limit."""
@@ -73,14 +82,16 @@ class Topology:
         """
         self._check_server()
         try:
-            for config in self._streams():
-                await self._stream(config)
-            for lane in LANES:
-                await self._consumer(self._subjects.req_stream, self._lane(lane))
-            await self._consumer(self._subjects.advisory_stream, self._advisory_consumer())
-            await self.ensure_bucket(self._subjects.manifests_bucket, history=5)
-            await self.ensure_bucket(self._subjects.pools_bucket, marker_ttl_s=POOLS_MARKER_TTL_S)
-            await self._bodies()
+            await _all_of(self._stream(config) for config in self._streams())
+            await _all_of(
+                [
+                    *(self._consumer(self._subjects.req_stream, self._lane(lane)) for lane in LANES),
+                    self._consumer(self._subjects.advisory_stream, self._advisory_consumer()),
+                    self.ensure_bucket(self._subjects.manifests_bucket, history=5),
+                    self.ensure_bucket(self._subjects.pools_bucket, marker_ttl_s=POOLS_MARKER_TTL_S),
+                    self._bodies(),
+                ]
+            )
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             raise _as_gati_error(exc, "preparing the streams") from exc
 
@@ -124,6 +135,30 @@ class Topology:
                 raise _as_gati_error(exc, f"preparing the consumer of pool {pool}") from exc
             durables[mode] = durable
         return durables
+
+    async def ensure_topic_group(self, app: str, group: str, topic: str) -> str:
+        """The consumer that all members of a durable group share on one topic; returns its name.
+
+        A new group begins with what is published after this. Its `max_deliver` is unlimited: a
+        member counts the attempts and buries what exhausted them, also when it was its predecessors
+        who died of the message.
+        """
+        durable = self._subjects.topic_consumer(app, group, topic)
+        config = ConsumerConfig(
+            durable_name=durable,
+            deliver_policy=DeliverPolicy.NEW,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=TOPIC_ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=65_536,
+            filter_subjects=[self._subjects.topic_durable(topic)],
+            inactive_threshold=TOPIC_GROUP_INACTIVE_S,
+        )
+        try:
+            await self._consumer(self._subjects.topic_stream, config)
+        except (nats.errors.Error, OSError, TimeoutError) as exc:
+            raise _as_gati_error(exc, f"preparing group {group} of topic {topic}") from exc
+        return durable
 
     def _pool_consumer(self, pool: str, mode: str) -> str:
         return self._subjects.work_consumer(pool) + ("-once" if mode == "at_most_once" else "")
@@ -216,6 +251,22 @@ class Topology:
                 retention=RetentionPolicy.WORK_QUEUE,
                 max_msgs=settings.dead_max_msgs,
                 max_age=86_400.0,
+                **shared,
+            ),
+            StreamConfig(
+                name=subjects.topic_stream,
+                subjects=[subjects.topic_durable_all],
+                retention=RetentionPolicy.LIMITS,
+                max_msgs=settings.topics_max_msgs,
+                max_age=TOPIC_MAX_AGE_S,
+                **shared,
+            ),
+            StreamConfig(
+                name=subjects.trace_stream,
+                subjects=[subjects.trace_all],
+                retention=RetentionPolicy.LIMITS,
+                max_msgs=settings.trace_max_msgs,
+                max_age=TRACE_MAX_AGE_S,
                 **shared,
             ),
         ]
@@ -334,6 +385,16 @@ class Topology:
                 f"{what} does not exist, and GATI_FABRIC_TOPOLOGY=bind forbids creating it:"
                 " run any gati process once with GATI_FABRIC_TOPOLOGY=apply, or create it"
             )
+
+
+async def _all_of(steps: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Take the steps at once; of several failures, the first in their order is raised.
+
+    One after another they would cost a round trip each, which every starting process pays.
+    """
+    for outcome in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _differs(wanted: StreamConfig, found: StreamConfig) -> bool:

@@ -1,19 +1,37 @@
-"""What happens around one request inside a worker: request and response objects, running the
-handler, turning what it did or raised into a reply.
+"""What happens around one request inside a worker: request and response objects, hooks, the handler,
+failure, cleanup, events; and turning what it did or raised into a reply.
 
 May import: `contexts` and below. The queue side (slots, leases, acks) is the worker's business.
 """
 
+from gati_core.contexts import outliving_request, watch_tasks
+from gati_core.lifecycle.controller import Alert, Control, HandlerRun, Lifecycle, QuietControl
+from gati_core.lifecycle.events import EventType, LifecycleEvent, Listener, Observers
+from gati_core.lifecycle.plan import HandlerCall, Plan, ResponseCheck
 from gati_core.lifecycle.request import BodyReader, Request
 from gati_core.lifecycle.response import Response, ResponseAlreadySent
-from gati_core.lifecycle.run import HandlerCall, error_reply, run_handler
+from gati_core.lifecycle.stream import BodyStream
+from gati_core.lifecycle.threads import HandlerThreads
 
 __all__ = [
+    "Alert",
     "BodyReader",
+    "BodyStream",
+    "Control",
+    "EventType",
     "HandlerCall",
+    "HandlerRun",
+    "HandlerThreads",
+    "Lifecycle",
+    "LifecycleEvent",
+    "Listener",
+    "Observers",
+    "Plan",
+    "QuietControl",
     "Request",
     "Response",
     "ResponseAlreadySent",
-    "error_reply",
-    "run_handler",
+    "ResponseCheck",
+    "outliving_request",
+    "watch_tasks",
 ]

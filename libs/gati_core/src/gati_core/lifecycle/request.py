@@ -36,6 +36,16 @@ class Request(Generic[B]):
         self._cookies: dict[str, str] | None = None
 
     @property
+    def received_ms(self) -> int:
+        """Unix milliseconds at which the ingress accepted it."""
+        return self._descriptor.received_ms
+
+    @property
+    def reply_to(self) -> str:
+        """The subject that its reply goes to."""
+        return self._descriptor.reply_to
+
+    @property
     def method(self) -> str:
         """`GET`, `POST`, …"""
         return self._descriptor.method

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
 
 from gati_core.errors import GatiError
-from gati_core.wire import HeaderPairs
+from gati_core.wire import HeaderPairs, header_pair
+
+if TYPE_CHECKING:
+    from gati_core.lifecycle.stream import BodyStream
 
 R = TypeVar("R")
+BodyKind = Literal["none", "json", "text", "bytes", "stream"]
 _encode_json = msgspec.json.Encoder().encode
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")
-_OURS = frozenset({"content-length", "transfer-encoding", "connection", "keep-alive", "x-request-id", "upgrade", "te"})
 _JSON = ("content-type", "application/json")
 _TEXT = ("content-type", "text/plain; charset=utf-8")
 _BYTES = ("content-type", "application/octet-stream")
 
 
 class ResponseAlreadySent(GatiError):
-    """A second terminal call (`json`, `text`, `send`, `end`, `redirect`), or a change after the first."""
+    """A second terminal call (`json`, `text`, `send`, `stream`, `end`, `redirect`), or a change after the first."""
 
     code = "handler.response_already_sent"
 
@@ -33,37 +33,36 @@ class Response(Generic[R]):
     A handler that makes no terminal call answers 204 with no body.
     """
 
-    __slots__ = ("_body", "_headers", "_is_sent", "_status")
+    __slots__ = ("_body", "_closed", "_headers", "_is_sent", "_kind", "_late_headers", "_open_stream", "_status")
 
-    def __init__(self) -> None:
+    def __init__(self, open_stream: Callable[[], BodyStream] | None = None) -> None:
         self._status = 0
         self._headers: HeaderPairs = []
         self._body = b""
+        self._kind: BodyKind = "none"
         self._is_sent = False
+        self._closed = ""
+        self._late_headers = False
+        self._open_stream = open_stream
 
     def status(self, code: int) -> Response[R]:
         """Set the status, 200 to 599."""
         self._must_be_open()
-        if not 200 <= code <= 599:
+        given: Any = code  # whatever its annotation promises
+        if not isinstance(given, int) or not 200 <= code <= 599:
             raise ValueError(f"status {code} is not between 200 and 599")
         self._status = code
         return self
 
     def header(self, name: str, value: str) -> Response[R]:
-        """Add a header; a repeated name sends both.
+        """Add a header; a repeated name sends both. After hooks may still add some.
 
         Raises:
             ValueError: the name or value cannot be sent, or the ingress sets this header itself.
         """
-        self._must_be_open()
-        lower = name.lower()
-        if lower in _OURS:
-            raise ValueError(f"header {lower!r} is set by the ingress")
-        if _NAME.fullmatch(lower) is None:
-            raise ValueError(f"{name!r} is not a header name")
-        if _BAD_VALUE.search(value):
-            raise ValueError(f"the value of header {lower!r} has characters that cannot be sent: {value!r}")
-        self._headers.append((lower, value))
+        if not self._late_headers or self._closed or self._kind == "stream":
+            self._must_be_open()
+        self._headers.append(header_pair(name, value))
         return self
 
     def headers(self, headers: Mapping[str, str]) -> Response[R]:
@@ -74,18 +73,37 @@ class Response(Generic[R]):
 
     def json(self, value: R) -> None:
         """End with `value` as JSON (structs, dataclasses, dicts, lists, dates, UUIDs, decimals, …)."""
-        self._end(_encode_json(value), _JSON)
+        self._end(_encode_json(value), _JSON, "json")
 
     def text(self, text: str) -> None:
         """End with UTF-8 text."""
-        self._end(text.encode(), _TEXT)
+        self._end(text.encode(), _TEXT, "text")
 
     def send(self, body: str | bytes) -> None:
         """End with text or bytes; set `content-type` before, for anything but text or octets."""
         if isinstance(body, str):
-            self._end(body.encode(), _TEXT)
+            self._end(body.encode(), _TEXT, "text")
         else:
-            self._end(bytes(body), _BYTES)
+            self._end(body if type(body) is bytes else bytes(memoryview(body)), _BYTES, "bytes")
+
+    def stream(self, *, content_type: str = "") -> BodyStream:
+        """Answer in parts: `async with res.stream() as stream: await stream.write(...)`.
+
+        Status and headers as set so far; the content type is `application/octet-stream` unless said
+        otherwise. Writing waits for a slow client, so memory stays bounded. A plain `def` handler
+        reaches the stream with `anyio.from_thread.run(stream.write, data)`.
+
+        Raises:
+            ResponseAlreadySent: there was a terminal call before.
+            GatiError: this response cannot be streamed (no fabric, or the handler has failed).
+        """
+        self._must_be_open()
+        if self._open_stream is None:
+            raise GatiError("this response cannot be streamed")
+        if content_type:
+            self.header("content-type", content_type)
+        self._end(b"", _BYTES, "stream")
+        return self._open_stream()
 
     def end(self) -> None:
         """End with no body: 204 unless a status was set."""
@@ -110,7 +128,7 @@ class Response(Generic[R]):
         """The same as `is_sent()`: status and headers leave with the body."""
         return self._is_sent
 
-    def _end(self, body: bytes, content_type: tuple[str, str]) -> None:
+    def _end(self, body: bytes, content_type: tuple[str, str], kind: BodyKind) -> None:
         self._must_be_open()
         if not self._headers:
             self._headers = [content_type]
@@ -118,11 +136,32 @@ class Response(Generic[R]):
             self._headers.append(content_type)
         self._status = self._status or 200
         self._body = body
+        self._kind = kind
         self._is_sent = True
 
     def _must_be_open(self) -> None:
+        if self._closed:
+            raise ResponseAlreadySent(self._closed)
         if self._is_sent:
             raise ResponseAlreadySent("the response was already sent")
+
+    # -- for the lifecycle ----------------------------------------------------------------------
+
+    def close(self, reason: str) -> None:
+        """From now on every change raises, with this reason."""
+        self._closed = reason
+
+    def discard(self) -> None:
+        """Forget the terminal call that was made."""
+        self._is_sent = False
+
+    def allow_late_headers(self) -> None:
+        """Let after hooks add headers to an answer that has not left yet."""
+        self._late_headers = True
+
+    def checkable(self) -> tuple[int, BodyKind, bytes]:
+        """Status, kind and bytes of the body, for validation."""
+        return self._status or 204, self._kind, self._body
 
     def parts(self) -> tuple[int, HeaderPairs, bytes]:
         """Status, headers and body; 204 when no terminal call was made."""

@@ -6,6 +6,7 @@ May import: `errors`, `wire`. Pure: reading and writing them is the fabric's bus
 from gati_core.manifests._announcement import (
     METHODS,
     HandlerManifest,
+    HookRecord,
     Method,
     PoolManifest,
     RouterBeat,
@@ -19,6 +20,7 @@ from gati_core.manifests._announcement import (
 __all__ = [
     "METHODS",
     "HandlerManifest",
+    "HookRecord",
     "Method",
     "PoolManifest",
     "RouterBeat",

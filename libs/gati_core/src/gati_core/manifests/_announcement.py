@@ -20,6 +20,20 @@ _Path = Annotated[str, Meta(pattern=r"^/", max_length=1024)]
 T = TypeVar("T", bound=msgspec.Struct)
 
 
+class HookRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One hook of a handler, complete enough to play its lifecycle back."""
+
+    id: Annotated[str, Meta(min_length=1)]
+    type: Literal["before", "after", "catch"]
+    level: Literal["global", "route", "local"]
+    timeout_s: float
+    retries: int = 0
+    backoff_s: float = 0.0
+    is_async: bool = False
+    threaded: bool = False
+    detached: bool = False
+
+
 class HandlerManifest(msgspec.Struct, frozen=True, kw_only=True):
     """One handler of a package."""
 
@@ -33,6 +47,8 @@ class HandlerManifest(msgspec.Struct, frozen=True, kw_only=True):
     summary: str = ""
     source: str = ""
     """`file:line` of the function, for people."""
+    hooks: list[HookRecord] = []
+    """Of the package and of the route, in the order of registration within type and level."""
 
 
 class PoolManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +77,9 @@ class WorkerAnnouncement(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int = 0
     handled: int = 0
     failed: int = 0
+    health: Literal["healthy", "degraded", "unhealthy"] = "healthy"
+    health_notes: list[str] = []
+    """One line for each health check that did not pass."""
 
 
 class RouterBeat(msgspec.Struct, frozen=True, kw_only=True):

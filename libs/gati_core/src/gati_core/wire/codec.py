@@ -19,6 +19,7 @@ from gati_core.wire.messages import (
     Reply,
     RequestDescriptor,
     RoutingView,
+    TopicMessage,
     TraceRecord,
     WorkItem,
 )
@@ -64,6 +65,7 @@ _reply = _reader(Reply, MalformedReply)
 _cancel = _reader(Cancel, MalformedMessage)
 _frame = _reader(Frame, MalformedMessage)
 _trace = _reader(TraceRecord, MalformedMessage)
+_topic = _reader(TopicMessage, MalformedMessage)
 
 
 def decode_descriptor(data: bytes | msgspec.Raw, *, subject: str) -> RequestDescriptor:
@@ -137,6 +139,15 @@ def decode_trace(data: bytes, *, subject: str = "the trace stream") -> TraceReco
         MalformedMessage: not msgpack, another protocol, or a field is missing or mistyped.
     """
     return _trace(data, subject)
+
+
+def decode_topic(data: bytes, *, subject: str = "a topic") -> TopicMessage:
+    """Read one event of a topic; its payload stays encoded.
+
+    Raises:
+        MalformedMessage: not msgpack, another protocol, or a field is missing or mistyped.
+    """
+    return _topic(data, subject)
 
 
 def to_json(message: msgspec.Struct) -> bytes:

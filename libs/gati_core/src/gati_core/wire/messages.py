@@ -201,3 +201,19 @@ class TraceRecord(msgspec.Struct, array_like=True, gc=False):
     duration_us: int = -1
     error: str = ""
     metadata: dict[str, str | int | float | bool] = {}
+
+
+class TopicMessage(msgspec.Struct, array_like=True, gc=False):
+    """One event on a topic, global or of one request."""
+
+    protocol: int
+    topic: str
+    """The topic's name, or the type of a request's event."""
+    published_ms: int
+    """Unix milliseconds."""
+    publisher: str
+    """Instance id of the process that published."""
+    request_id: str = ""
+    """Whose event it is; empty on a global topic."""
+    payload: bytes = b""
+    """The value, as msgpack of its own: only who reads it knows its type."""

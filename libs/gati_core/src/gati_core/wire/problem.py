@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 
-from gati_core.errors import GatiError, HandlerError, MethodNotAllowed, TransientError
+from gati_core.errors import (
+    GatiError,
+    HandlerError,
+    MethodNotAllowed,
+    RateLimited,
+    TransientError,
+    Unauthenticated,
+    UpgradeRequired,
+)
 from gati_core.wire.messages import PROTOCOL, HeaderPairs, Reply, ReplyError, Timing
 
 CONTENT_TYPE = "application/problem+json"
@@ -38,10 +46,14 @@ def problem_parts(error: GatiError, request_id: str) -> tuple[int, HeaderPairs, 
     if isinstance(error, HandlerError):
         status, code = error.status_code, error.error_code
     headers = [("content-type", CONTENT_TYPE)]
-    if isinstance(error, TransientError):
+    if isinstance(error, (TransientError, RateLimited)):
         headers.append(("retry-after", str(error.retry_after_s)))
     if isinstance(error, MethodNotAllowed):
         headers.append(("allow", ", ".join(error.allow)))
+    if isinstance(error, UpgradeRequired):
+        headers += [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-version", "13")]
+    if isinstance(error, Unauthenticated):
+        headers.append(("www-authenticate", error.challenge))
     title = _phrase(status) if isinstance(error, HandlerError) else error.title
     more = {"errors": error.facts["errors"]} if "errors" in error.facts else {}
     return status, headers, problem_body(status, code, str(error), request_id, title=title, **more)

@@ -127,6 +127,18 @@ class Subjects:
         """A topic of one request."""
         return f"{self.namespace}.local.{token(request_id, 'request id')}.{token(name, 'topic')}"
 
+    def local_event(self, request_id: str, kind: str) -> str:
+        """Where one request waits for one type of event; no topic's name begins with `_`."""
+        return f"{self.namespace}.local.{token(request_id, 'request id')}._{token(kind, 'event type')}"
+
+    @staticmethod
+    def topic_consumer(app: str, group: str, topic: str) -> str:
+        """Durable name of the consumer that one group of an app shares on one topic.
+
+        `~` is in no token, so that names with dashes cannot run into one another.
+        """
+        return f"topic-{token(app, 'app')}~{token(group, 'group')}~{token(topic, 'topic')}"
+
     def trace(self, request_id: str) -> str:
         """The events of one traced request."""
         return f"{self.namespace}.trace.{request_id}"

@@ -1,0 +1,118 @@
+"""What runs when a request fails: compensations, catch hooks, callbacks; each isolated from the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from gati_core.errors import InvalidResponse
+from gati_core.lifecycle.plan import in_reverse
+
+if TYPE_CHECKING:
+    from gati_core.lifecycle.controller import HandlerRun
+
+log = structlog.get_logger(__name__)
+
+CALLBACK_TIMEOUT_S = 5.0
+
+
+def is_being_cancelled(error: BaseException) -> bool:
+    """Whether somebody cancels the current task, as opposed to a cancellation of its own that some code let escape."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+async def note_cancellation(*, is_delivered: bool) -> None:
+    """Take note of a cancellation: what follows may use timeouts, and only a further one cuts it short.
+
+    Args:
+        is_delivered: whether it has been raised already.
+    """
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        return
+    while task.cancelling():
+        task.uncancel()
+    if not is_delivered:
+        try:
+            await asyncio.sleep(0)  # Python before 3.13 raises it all the same, at the next pause
+        except asyncio.CancelledError:
+            pass
+
+
+async def run_compensations(run: HandlerRun, actions: list[tuple[str, Callable[[], Any]]]) -> None:
+    """Last registered first; one that fails does not stop the others, and raises an alert."""
+    emit, request_id = run.emit, run.lctx.request_id
+    while actions:
+        action_id, function = actions.pop()
+        began = time.perf_counter()
+        if emit is not None:
+            emit("compensation:start", action_id, action_id=action_id)
+        try:
+            await _call(run, function)
+        except BaseException as exc:
+            if is_being_cancelled(exc):
+                if emit is not None:
+                    emit("compensation:error", action_id, began=began, error="cancelled", action_id=action_id)
+                raise
+            if emit is not None:
+                emit("compensation:error", action_id, began=began, error=exc, action_id=action_id)
+                emit("compensation:alert", action_id, error=exc, action_id=action_id)
+            log.error(
+                "compensation_failed", request_id=request_id, handler=run.plan.call.id, action=action_id, exc_info=exc
+            )
+            for alert in run.lifecycle.alerts:
+                await run_isolated(run, [alert], "alert_callback_failed", request_id, action_id, exc)
+        else:
+            if emit is not None:
+                emit("compensation:end", action_id, began=began, action_id=action_id)
+            log.info("compensation_done", request_id=request_id, handler=run.plan.call.id, action=action_id)
+
+
+async def run_catch_hooks(run: HandlerRun, error: BaseException) -> None:
+    """Local, route, global, each the last registered first; one that fails is logged, the next one runs."""
+    lctx, plan = run.lctx, run.plan
+    hooks = plan.catch if lctx._catch is None else in_reverse(plan.catch_levels, lctx._catch)
+    for hook in hooks:
+        try:
+            await run.run_hook(hook, error, run.lifecycle.gctx, lctx)
+        except BaseException as exc:
+            if is_being_cancelled(exc):
+                raise
+            log.error("catch_hook_failed", request_id=lctx.request_id, hook=hook.id, exc_info=exc)
+        lctx._hook_index += 1
+    if plan.call.response_check is not None and run.response.is_sent():
+        try:
+            plan.call.response_check.check(run.response)
+        except InvalidResponse as exc:
+            log.error("response_invalid", request_id=lctx.request_id, handler=plan.call.id, error=str(exc))
+            run.response.close("a catch hook answered with what the handler does not declare")
+            run.response.discard()
+
+
+async def run_isolated(run: HandlerRun, functions: Sequence[Callable[..., Any]], event: str, *arguments: Any) -> None:
+    """Call each with 5 seconds; what it raises is logged as `event`."""
+    for function in list(functions):
+        try:
+            await _call(run, function, *arguments)
+        except BaseException as exc:
+            if is_being_cancelled(exc):
+                raise
+            name = getattr(function, "__qualname__", repr(function))
+            log.error(event, request_id=run.lctx.request_id, callback=name, exc_info=exc)
+
+
+async def _call(run: HandlerRun, function: Callable[..., Any], *arguments: Any) -> None:
+    async with asyncio.timeout(CALLBACK_TIMEOUT_S):
+        # Registered by a `def` handler, it may wait as that handler may: in a thread.
+        if not run.plan.call.is_async and not inspect.iscoroutinefunction(function):
+            result = await run.lifecycle.threads.run(function, *arguments)
+        else:
+            result = function(*arguments)
+        if inspect.isawaitable(result):
+            await result

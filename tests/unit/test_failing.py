@@ -1,0 +1,431 @@
+"""What runs when a request fails: callbacks, compensations, catch hooks; each alone with its mistakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from gati_core import App
+from gati_core.errors import DeadlineExceeded, HandlerError, RegistrationError, TooLate
+from gati_core.lifecycle import failing
+from tests.helpers.handling import Desk, problem, shop
+
+SHORT_S = 0.02
+Body = Callable[..., Any]
+
+
+class Escaped(BaseException):
+    """An exception that is not even an `Exception`."""
+
+
+async def escaping() -> None:
+    """Let a cancellation escape that nobody asked for: the task that was awaited had been cancelled."""
+    task = asyncio.ensure_future(asyncio.Event().wait())
+    task.cancel()
+    await task
+
+
+def failing_with(*prepare: Body, error: BaseException | None = None) -> App:
+    """An app whose handler prepares (each is given lctx) and then fails."""
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        for each in prepare:
+            each(lctx)
+        raise error or ValueError("broken")
+
+    return shop(handler)
+
+
+# every way in which something that runs after a failure may fail itself
+MISTAKES: dict[str, Callable[[], Any]] = {
+    "raises": lambda: (_ for _ in ()).throw(ValueError()),
+    "escapes": lambda: (_ for _ in ()).throw(Escaped()),
+    "exits": lambda: (_ for _ in ()).throw(SystemExit()),
+    "cancels": lambda: (_ for _ in ()).throw(asyncio.CancelledError()),
+    "awaits what was cancelled": escaping,
+    "hangs": lambda: asyncio.Event().wait(),
+}
+
+
+@pytest.fixture(autouse=True)
+def short_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failing, "CALLBACK_TIMEOUT_S", SHORT_S)
+
+
+# -- compensations ------------------------------------------------------------------------------
+
+
+async def test_the_last_compensation_runs_first_and_all_before_catch_hooks() -> None:
+    ran: list[str] = []
+    app = failing_with(
+        lambda lctx: lctx.register_compensating_action(lambda: ran.append("first")),
+        lambda lctx: lctx.compensate(lambda: ran.append("second")),
+        lambda lctx: lctx.catch(lambda error, gctx, lctx: ran.append("catch")),
+        lambda lctx: lctx.lifecycle.on_error(lambda error: ran.append("error")),
+    )
+
+    await Desk().handle(app)
+
+    assert ran == ["error", "second", "first", "catch"]
+
+
+async def test_without_a_failure_nothing_is_undone() -> None:
+    ran: list[str] = []
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        lctx.register_compensating_action(lambda: ran.append("undone"))
+
+    await Desk().handle(shop(handler))
+
+    assert ran == []
+
+
+async def test_an_answer_that_was_given_stands_and_nothing_is_undone() -> None:
+    ran: list[str] = []
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        lctx.register_compensating_action(lambda: ran.append("undone"))
+        res.text("done")
+        raise ValueError
+
+    app = shop(handler)
+    app.catch(lambda error, gctx, lctx: ran.append("catch"))
+
+    assert ((await Desk().handle(app)).body, ran) == (b"done", ["catch"])
+
+
+async def test_a_failing_after_hook_undoes_what_the_handler_did() -> None:
+    ran: list[str] = []
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        lctx.register_compensating_action(lambda: ran.append("undone"))
+        res.text("done")
+
+    def fails(gctx: Any, lctx: Any) -> None:
+        raise ValueError
+
+    app = shop(handler)
+    app.after(fails)
+
+    assert ((await Desk().handle(app)).status, ran) == (500, ["undone"])
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+async def test_a_compensation_that_fails_does_not_stop_the_others(mistake: str) -> None:
+    ran: list[str] = []
+    app = failing_with(
+        lambda lctx: lctx.register_compensating_action(lambda: ran.append("other")),
+        lambda lctx: lctx.register_compensating_action(MISTAKES[mistake], id="bad"),
+    )
+    app.catch(lambda error, gctx, lctx: ran.append("catch"))
+
+    with capture_logs() as lines:
+        reply = await Desk().handle(app)
+
+    assert (reply.status, ran) == (500, ["other", "catch"])
+    assert [line["action"] for line in lines if line["event"] == "compensation_failed"] == ["bad"]
+
+
+async def test_a_failed_compensation_is_an_alert() -> None:
+    alerts: list[tuple[str, str, str]] = []
+    app = failing_with(lambda lctx: lctx.register_compensating_action(MISTAKES["raises"], id="refund"))
+
+    @app.on_alert
+    def fails(request_id: str, action_id: str, error: BaseException) -> None:
+        raise Escaped
+
+    @app.on_alert
+    async def page_somebody(request_id: str, action_id: str, error: BaseException) -> None:
+        alerts.append((request_id, action_id, type(error).__name__))
+
+    await Desk().handle(app)
+
+    assert alerts == [("r-1", "refund", "ValueError")]
+
+
+async def test_compensations_are_named_by_function_and_number_unless_somebody_says() -> None:
+    names: list[str] = []
+
+    def refund() -> None: ...
+
+    app = failing_with(
+        lambda lctx: names.append(lctx.register_compensating_action(refund)),
+        lambda lctx: names.append(lctx.register_compensating_action(refund)),
+        lambda lctx: names.append(lctx.register_compensating_action(refund, id="mine")),
+    )
+    desk = Desk(observed=True)
+    await desk.handle(app)
+
+    assert names == ["refund-1", "refund-2", "mine"]
+    assert [event.stage for event in desk.events if event.type == "compensation:start"] == names[::-1]
+
+
+async def test_what_is_no_function_cannot_compensate() -> None:
+    app = failing_with(lambda lctx: lctx.register_compensating_action("undo"))
+
+    with capture_logs() as lines:
+        await Desk().handle(app)
+
+    assert isinstance(lines[0]["exc_info"], RegistrationError)
+
+
+async def test_a_compensation_cannot_be_registered_once_the_request_has_failed() -> None:
+    refused: list[type[BaseException]] = []
+
+    def late(error: Any, gctx: Any, lctx: Any) -> None:
+        try:
+            lctx.register_compensating_action(print)
+        except TooLate as exc:
+            refused.append(type(exc))
+
+    app = failing_with()
+    app.catch(late)
+    await Desk().handle(app)
+
+    assert refused == [TooLate]
+
+
+async def test_each_request_undoes_only_its_own() -> None:
+    ran: list[str] = []
+    both = asyncio.Barrier(2)
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        lctx.register_compensating_action(lambda: ran.append(lctx.request_id))
+        await both.wait()
+        if lctx.request_id == "bad":
+            raise ValueError
+
+    desk, app = Desk(), shop(handler)
+    bad, good = await asyncio.gather(desk.handle(app, request_id="bad"), desk.handle(app, request_id="good"))
+
+    assert (bad.status, good.status, ran) == (500, 204, ["bad"])
+
+
+# -- catch hooks --------------------------------------------------------------------------------
+
+
+async def test_catch_hooks_run_from_narrow_to_wide_and_last_first() -> None:
+    ran: list[str] = []
+
+    def note(name: str) -> Body:
+        return lambda error, gctx, lctx: ran.append(name)
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        lctx.catch(note("local 1"))
+        lctx.catch(note("local 2"))
+        raise ValueError
+
+    app = App("shop")
+    route = app.post("/x", id="h")(handler)
+    for number in (1, 2):
+        app.catch(note(f"global {number}"))
+        route.catch(note(f"route {number}"))
+    await Desk().handle(app)
+
+    assert ran == ["local 2", "local 1", "route 2", "route 1", "global 2", "global 1"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+async def test_a_catch_hook_that_fails_does_not_stop_the_next_one(mistake: str) -> None:
+    ran: list[str] = []
+    app = failing_with(error=HandlerError("sold out", 409))
+    app.catch(lambda error, gctx, lctx: ran.append("other"))
+    app.catch(id="bad", timeout_s=SHORT_S)(lambda error, gctx, lctx: MISTAKES[mistake]())
+
+    with capture_logs() as lines:
+        reply = await Desk().handle(app)
+
+    assert (reply.status, problem(reply)["detail"], ran) == (409, "sold out", ["other"])
+    assert [line["hook"] for line in lines if line["event"] == "catch_hook_failed"] == ["bad"]
+
+
+async def test_a_catch_hook_is_given_the_error_itself() -> None:
+    told: list[BaseException] = []
+    error = KeyError("x")
+    app = failing_with(error=error)
+    app.catch(lambda error, gctx, lctx: told.append(error))
+
+    await Desk().handle(app)
+
+    assert told == [error]
+
+
+async def test_a_catch_hook_may_answer_in_place_of_the_error() -> None:
+    def answer(error: Any, gctx: Any, lctx: Any) -> None:
+        lctx.response.status(503).header("retry-after", "9").json({"sorry": str(error)})
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        res.status(201).header("x-half", "done")
+        raise ValueError("broken")
+
+    app = shop(handler)
+    app.catch(answer)
+    reply = await Desk().handle(app)
+
+    assert (reply.status, reply.body, reply.error) == (503, b'{"sorry":"broken"}', None)
+    assert reply.headers == [("retry-after", "9"), ("content-type", "application/json")]
+
+
+async def test_the_first_answer_of_a_catch_hook_stands() -> None:
+    app = failing_with()
+    app.catch(lambda error, gctx, lctx: lctx.response.text("wide"))
+    app.catch(lambda error, gctx, lctx: lctx.response.text("narrow"))
+
+    assert (await Desk().handle(app)).body == b"narrow"
+
+
+@pytest.mark.parametrize("reason", ["deadline", "client_gone", "leaving"])
+async def test_a_catch_hook_cannot_answer_for_a_cancelled_request(reason: str) -> None:
+    started = asyncio.Event()
+    outcomes: list[str] = []
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    def answer(error: Any, gctx: Any, lctx: Any) -> None:
+        outcomes.append(type(error).__name__)
+        lctx.response.text("all is well")
+
+    app = shop(handler)
+    app.catch(answer)
+    underway = Desk().begin(app)
+    await started.wait()
+    underway.cancel(reason)
+    reply = await underway.reply()
+
+    assert len(outcomes) == 1
+    assert (reply.status if reply else None) == {"deadline": 504, "client_gone": None, "leaving": 503}[reason]
+
+
+async def test_a_deadline_that_the_handler_raises_is_no_answer_for_catch_hooks_either() -> None:
+    app = failing_with(error=DeadlineExceeded("the handler says so"))
+    app.catch(lambda error, gctx, lctx: lctx.response.text("all is well"))
+
+    assert (await Desk().handle(app)).status == 504
+
+
+# -- callbacks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("group", ["on_error", "on_cleanup"])
+async def test_a_callback_that_fails_does_not_stop_the_others_nor_the_request(group: str, mistake: str) -> None:
+    ran: list[str] = []
+
+    def bad(*_error: Any) -> Any:
+        return MISTAKES[mistake]()
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        register = getattr(lctx.lifecycle, group)
+        register(lambda *error: ran.append("first")) if group == "on_cleanup" else register(
+            lambda error: ran.append("first")
+        )
+        register(bad)
+        register(lambda *error: ran.append("last"))
+        raise HandlerError("sold out", 409)
+
+    with capture_logs() as lines:
+        reply = await Desk().handle(shop(handler))
+
+    assert (reply.status, ran) == (409, ["first", "last"])
+    assert [line["callback"].rpartition(".")[2] for line in lines] == ["bad"]
+
+
+async def test_cleanup_runs_once_in_order_and_last_of_all() -> None:
+    ran: list[str] = []
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        lctx.lifecycle.on_cleanup(lambda: ran.append("first"))
+        lctx.lifecycle.on_cleanup(lambda: ran.append(f"second {lctx.lifecycle.is_cleaning_up} {lctx.get('x')}"))
+        lctx.set("x", 1)
+        lctx.after(lambda gctx, lctx: ran.append("after"))
+
+    underway = Desk().begin(shop(handler))
+    await underway.reply()
+    await underway.run.cleanup()
+
+    assert ran == ["after", "first", "second True 1"]
+    assert underway.run.lctx.get("x") is None
+
+
+async def test_nothing_can_be_registered_once_cleanup_has_begun() -> None:
+    refused: list[str] = []
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        def late() -> None:
+            for register in (lctx.lifecycle.on_cleanup, lctx.lifecycle.on_timeout, lctx.compensate):
+                try:
+                    register(lambda: None)
+                except TooLate:
+                    refused.append(register.__name__)
+            try:
+                lctx.track(asyncio.sleep(0))
+            except TooLate:
+                refused.append("track")
+
+        lctx.lifecycle.on_cleanup(late)
+
+    await Desk().handle(shop(handler))
+
+    assert refused == ["on_cleanup", "on_timeout", "register_compensating_action", "track"]
+
+
+@pytest.mark.parametrize(("register", "function"), [("on_cleanup", lambda one: None), ("on_error", lambda: None)])
+async def test_a_callback_of_other_parameters_is_refused(register: str, function: Body) -> None:
+    app = failing_with(lambda lctx: getattr(lctx.lifecycle, register)(function))
+
+    with capture_logs() as lines:
+        await Desk().handle(app)
+
+    assert isinstance(lines[0]["exc_info"], RegistrationError)
+
+
+async def test_phases_follow_the_request_and_their_callbacks_disturb_nobody() -> None:
+    phases: list[tuple[str, str]] = []
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        @lctx.lifecycle.on_phase_change  # type: ignore[untyped-decorator]
+        def bad(new: str, previous: str) -> None:
+            raise Escaped
+
+        lctx.lifecycle.on_phase_change(lambda new, previous: phases.append((previous, new)))
+        lctx.lifecycle.set_phase("authorized")
+
+    app = shop(handler)
+    app.before(lambda gctx, lctx: phases.append(("", lctx.phase)))
+    with capture_logs() as lines:
+        reply = await Desk().handle(app)
+
+    assert reply.status == 204
+    assert phases == [("", "validated"), ("processing", "authorized"), ("authorized", "completed")]
+    assert {line["event"] for line in lines} == {"phase_callback_failed"}
+
+
+@pytest.mark.parametrize("observed", [False, True])
+async def test_a_failed_request_ends_in_the_phase_error(observed: bool) -> None:
+    underway = Desk(observed=observed).begin(failing_with())
+    await underway.reply()
+
+    assert underway.run.lctx.phase == "error"
+
+
+async def test_a_phase_that_does_not_exist_and_an_async_callback_are_refused() -> None:
+    async def waits(new: str, previous: str) -> None: ...
+
+    errors: list[str] = []
+
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        for attempt in (lambda: lctx.lifecycle.set_phase("done"), lambda: lctx.lifecycle.on_phase_change(waits)):
+            try:
+                attempt()
+            except (ValueError, RegistrationError) as exc:
+                errors.append(type(exc).__name__)
+
+    await Desk().handle(shop(handler))
+
+    assert errors == ["ValueError", "RegistrationError"]
