@@ -29,7 +29,7 @@ RUN uv pip install --quiet --no-deps ./services/router && uv pip check
 FROM build AS build-worker
 COPY services/worker services/worker
 COPY examples examples
-RUN uv pip install --quiet --no-deps ./services/worker ./examples/hello ./examples/shop && uv pip check
+RUN uv pip install --quiet --no-deps ./services/worker ./examples/hello ./examples/live ./examples/shop && uv pip check
 
 FROM python:3.13-slim AS service
 RUN groupadd --gid 10001 gati \

@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 
 MEMBERS := libs/gati_core libs/gati_testing libs/gati_cli \
            services/ingress services/router services/worker \
-           examples/hello examples/shop
+           examples/hello examples/live examples/shop
 
 # What `make run` serves, and what `make test` adds to pytest's command line.
 PACKAGES ?= examples/hello examples/shop
@@ -46,10 +46,10 @@ check: $(READY)  ## lint, format, types, import contracts, dependencies
 properties: $(READY)  ## report which properties of the specification are proven
 	@$(BIN)/python tests/properties/report.py
 
-bench: $(READY)  ## measure round trips, the fabric and routing (needs wrk)
-	@$(BIN)/python benchmarks/round_trip.py
-	@$(BIN)/python benchmarks/fabric.py
-	@$(BIN)/python benchmarks/routing.py
+bench: $(READY)  ## run all benchmarks, one after another (needs wrk)
+	@for each in round_trip fabric routing lifecycle waiting streaming sockets; do \
+	    echo "== $$each"; $(BIN)/python benchmarks/$$each.py || exit 1; \
+	done
 
 # Universal: one file for every platform and Python version. Hashes, and no addresses.
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \

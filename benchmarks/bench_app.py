@@ -3,6 +3,7 @@
 Run it with `python -m gati_worker --source benchmarks/bench_app.py`.
 """
 
+import asyncio
 from typing import Annotated
 
 import msgspec
@@ -50,6 +51,45 @@ async def order_again(req: Request[NewOrder], res: Response[Order], gctx: Global
 async def greet(req: Request[None], res: Response[Greeting], gctx: GlobalContext, lctx: LocalContext) -> None:
     """No body in, one route parameter."""
     res.json(Greeting(f"Hello, {req.params['name']}!"))
+
+
+_gate = asyncio.Event()
+_progress = {"waiting": 0, "sent": 0}
+
+
+@app.get("/wait", timeout_s=300)
+async def wait(req: Request[None], res: Response[str], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """Waits until somebody posts to `/release`, as for another service."""
+    _progress["waiting"] += 1
+    try:
+        await _gate.wait()
+    finally:
+        _progress["waiting"] -= 1
+    res.text("released")
+
+
+@app.post("/release")
+async def release(req: Request[None], res: Response[str], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """All that wait go on, and what comes later waits again."""
+    _gate.set()
+    _gate.clear()
+    res.text("done")
+
+
+@app.get("/progress")
+async def progress(req: Request[None], res: Response[dict[str, int]], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """How many requests wait, and how many bytes all streams together have sent."""
+    res.json(_progress)
+
+
+@app.get("/stream/{parts}/{bytes}", timeout_s=300)
+async def stream(req: Request[None], res: Response[bytes], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """So many parts of so many bytes, as fast as the client takes them."""
+    part = bytes(int(req.params["bytes"]))
+    async with res.stream() as body:
+        for _ in range(int(req.params["parts"])):
+            await body.write(part)
+            _progress["sent"] += len(part)
 
 
 @app.websocket("/echo")

@@ -18,14 +18,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,17 +31,16 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from _common import Output, cpu_s, family, header, medians, rss_mib
+from _common import Output, cpu_s, header, medians, rss_mib
+from _stack import open_stack, wait_ready
 from gati_core.fabric import EmbeddedBroker, free_port
 
-HERE = Path(__file__).parent
 PARTS = ("ingress", "router", "worker", "broker")
 POST = """wrk.method = "POST"
 wrk.body = '{"sku":"ada-42","quantity":3}'
 wrk.headers["Content-Type"] = "application/json"
 """
 ROUTES = {"orders": ("/orders", POST), "orders-again": ("/orders-again", POST), "hello": ("/hello/ada", "")}
-READY_WITHIN_S = 30.0
 QUIET_S = 0.3
 """Between two measurements, so that the acknowledgements of one do not count for the next."""
 
@@ -75,40 +71,8 @@ def open_product(folder: Path, route: str) -> Iterator[Stack]:
     path, lua = ROUTES[route]
     script = folder / "product.lua"
     script.write_text(lua)
-    port = free_port()
-    with ExitStack() as cleanup:
-        broker = cleanup.enter_context(EmbeddedBroker(folder / "product"))
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GATI_")}
-        environment |= {"GATI_NATS_URL": broker.url, "GATI_INGRESS_PORT": str(port)}
-        commands = {
-            "ingress": ["gati_ingress"],
-            "router": ["gati_router"],
-            "worker": ["gati_worker", "--source", str(HERE / "bench_app.py")],
-        }
-        processes = {}
-        for name, command in commands.items():
-            log = cleanup.enter_context((folder / f"{name}.log").open("w"))
-            processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *command], env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-            cleanup.callback(_end, processes[name])
-        url = f"http://127.0.0.1:{port}{path}"
-        try:
-            wait_ready(url, b'{"sku":"ada-42"}' if lua else None)
-        except SystemExit as exc:
-            logs = "".join(f"--- {name}\n{(folder / f'{name}.log').read_text()[-2000:]}\n" for name in processes)
-            raise SystemExit(f"{exc}\n{logs}") from None
-        pids = {name: family(process.pid) for name, process in processes.items()}
-        yield Stack("gati", url, script, {**pids, "broker": [broker.pid]})
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(5)
+    with open_stack(folder / "product", {}) as stack:
+        yield Stack("gati", f"http://127.0.0.1:{stack.port}{path}", script, stack.pids)
 
 
 @contextmanager
@@ -137,22 +101,6 @@ def open_floor(folder: Path, path: Path) -> Iterator[Stack]:
         wait_ready(url, b"{}")
         pids = {part.name: [part.pid or 0] for part in parts}
         yield Stack("floor", url, script, {**pids, "broker": [broker.pid]})
-
-
-def wait_ready(url: str, body: bytes | None) -> None:
-    """Return at the first good answer; end the run when none comes."""
-    give_up_at = time.monotonic() + READY_WITHIN_S
-    request = urllib.request.Request(url, body, {"content-type": "application/json"})
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=2) as answer:
-                answer.read()
-            return
-        except OSError as exc:
-            if time.monotonic() > give_up_at:
-                text = exc.read().decode(errors="replace") if isinstance(exc, urllib.error.HTTPError) else ""
-                raise SystemExit(f"{url} gave no good answer within {READY_WITHIN_S:g} s: {exc!r} {text}") from None
-        time.sleep(0.05)
 
 
 # -- one measurement --------------------------------------------------------------------------

@@ -16,41 +16,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import resource
 import struct
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import uvloop
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from _common import Output, cpu_s, family, header, rss_mib
-from gati_core.fabric import EmbeddedBroker, free_port
+from _common import Output, cpu_s, header, rss_mib
+from _stack import Stack, need_files, open_stack
 
-HERE = Path(__file__).parent
-READY_WITHIN_S = 30.0
 SETTLE_WITHIN_S = 15.0
 """What the last echoes may take after the last message was sent."""
 OPENING = 50
 """Handshakes at once."""
 _STAMP = struct.Struct(">IId")
-
-
-class Fabric(NamedTuple):
-    """The processes that serve, by part."""
-
-    port: int
-    pids: dict[str, list[int]]
 
 
 class Tally:
@@ -64,79 +46,21 @@ class Tally:
         self.latencies_ms: list[float] = []
 
 
-# -- the fabric -------------------------------------------------------------------------------
-
-
-@contextmanager
-def open_fabric(folder: Path) -> Iterator[Fabric]:
-    """Our own processes on free ports, until the end of the block."""
-    port = free_port()
-    with ExitStack() as cleanup:
-        broker = cleanup.enter_context(EmbeddedBroker(folder / "broker"))
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GATI_")}
-        environment |= {
-            "GATI_NATS_URL": broker.url,
-            "GATI_INGRESS_PORT": str(port),
-            "GATI_WORKER_MAX_IN_FLIGHT": "4096",  # a connection is in flight for as long as it is open
-        }
-        commands = {
-            "ingress": ["gati_ingress"],
-            "router": ["gati_router"],
-            "worker": ["gati_worker", "--source", str(HERE / "bench_app.py")],
-        }
-        processes = {}
-        for name, command in commands.items():
-            log = cleanup.enter_context((folder / f"{name}.log").open("w"))
-            processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *command], env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-            cleanup.callback(_end, processes[name])
-        try:
-            _wait_ready(f"http://127.0.0.1:{port}/hello/ada")
-        except SystemExit as exc:
-            logs = "".join(f"--- {name}\n{(folder / f'{name}.log').read_text()[-2000:]}\n" for name in processes)
-            raise SystemExit(f"{exc}\n{logs}") from None
-        yield Fabric(port, {name: family(process.pid) for name, process in processes.items()})
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(5)
-
-
-def _wait_ready(url: str) -> None:
-    give_up_at = time.monotonic() + READY_WITHIN_S
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                answer.read()
-            return
-        except OSError as exc:
-            if time.monotonic() > give_up_at:
-                text = exc.read().decode(errors="replace") if isinstance(exc, urllib.error.HTTPError) else ""
-                raise SystemExit(f"{url} gave no good answer within {READY_WITHIN_S:g} s: {exc!r} {text}") from None
-        time.sleep(0.05)
-
-
 # -- one run ----------------------------------------------------------------------------------
 
 
-async def run(fabric: Fabric, connections: int, seconds: int) -> dict[str, float]:
+async def run(stack: Stack, connections: int, seconds: int) -> dict[str, float]:
     """Open the connections, talk, close them; returns the figures."""
-    ingress = fabric.pids["ingress"]
+    ingress = stack.pids["ingress"]
     before_mib = rss_mib(ingress)
     tally = Tally()
-    clients = await _open_all(fabric.port, connections)
+    clients = await _open_all(stack.port, connections)
     opened_mib = rss_mib(ingress)
-    used_before = {part: cpu_s(pids) for part, pids in fabric.pids.items()}
+    used_before = {part: cpu_s(pids) for part, pids in stack.pids.items()}
     async with asyncio.TaskGroup() as tasks:
         for number, client in enumerate(clients):
             tasks.create_task(_talk(client, number, connections, seconds, tally))
-    used = {part: cpu_s(pids) - used_before[part] for part, pids in fabric.pids.items()}
+    used = {part: cpu_s(pids) - used_before[part] for part, pids in stack.pids.items()}
     busy_mib = rss_mib(ingress)
     await asyncio.gather(*(client.close() for client in clients))
     ordered = sorted(tally.latencies_ms) or [float("nan")]
@@ -194,16 +118,6 @@ async def _read(client: ClientConnection, number: int, seconds: int, tally: Tall
         tally.out_of_order += (whose, count) != (number, expected)
 
 
-def _need_files(connections: int) -> None:
-    """A file for every connection, here and, by inheritance, in the ingress."""
-    wanted = 2 * connections + 1024
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        if hard != resource.RLIM_INFINITY and hard < wanted:
-            raise SystemExit(f"{connections} connections need {wanted} open files, and {hard} are allowed")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -214,25 +128,25 @@ def main() -> None:
     options = parser.parse_args()
 
     numbers = [int(text) for text in options.connections.split(",")]
-    _need_files(max(numbers))
+    need_files(2 * max(numbers) + 1024)
     output = Output(as_json=options.json)
-    with tempfile.TemporaryDirectory(prefix="gati-bench-") as name, open_fabric(Path(name)) as fabric:
+    with tempfile.TemporaryDirectory(prefix="gati-bench-") as name, open_stack(Path(name), {}) as stack:
         what = f"{options.seconds} s each, a message of {_STAMP.size} bytes a second on each connection"
         output.header(header(warm_up=f"{options.warm_up} s", rounds=1, others=what))
-        uvloop.run(run(fabric, 50, options.warm_up))
+        uvloop.run(run(stack, 50, options.warm_up))
         output.columns(
             ["connections", "sent", "received", "lost", "out of order", "closed", "p50 ms", "p99 ms"]
             + ["ingress KiB/conn open", "busy"]
-            + [f"{part} µs/message" for part in fabric.pids]
+            + [f"{part} µs/message" for part in stack.pids]
         )
         for connections in numbers:
-            figures = uvloop.run(run(fabric, connections, options.seconds))
+            figures = uvloop.run(run(stack, connections, options.seconds))
             cells = [
                 f"{figures[key]:,}" for key in ("connections", "sent", "received", "lost", "out_of_order", "closed")
             ]
             cells += [f"{figures[key]:.2f}" for key in ("p50_ms", "p99_ms")]
             cells += [f"{figures[key]:.1f}" for key in ("kib_per_connection", "kib_per_connection_busy")]
-            cells += [f"{figures[f'{part}_cpu_us']:.0f}" for part in fabric.pids]
+            cells += [f"{figures[f'{part}_cpu_us']:.0f}" for part in stack.pids]
             output.row(cells, figures)
 
 

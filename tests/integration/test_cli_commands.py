@@ -1,4 +1,4 @@
-"""`gati routes`, `gati doctor` and `gati dead` against a real broker, as separate processes."""
+"""`gati routes`, `gati doctor`, `gati trace` and `gati dead` against a real broker, as separate processes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from gati_core.errors import MalformedDescriptor, PoisonMessage
 from gati_core.fabric import Fabric, KvBucket, stream_state
+from gati_core.fabric.inspection import read_subject
 from gati_core.settings import FabricSettings
-from gati_core.wire import PROTOCOL, RequestDescriptor, encode
+from gati_core.wire import PROTOCOL, RequestDescriptor, TopicMessage, TraceRecord, encode
 from tests.helpers.gati_dev import gati
 
 
@@ -107,6 +108,88 @@ async def test_requeueing_everything_reports_what_holds_no_request(
     assert (await stream_state(gati_open_fabric.connection, gati_open_fabric.subjects.dead_stream)).messages == 1
 
 
+async def test_a_requeued_event_goes_to_its_group_and_one_of_nobody_says_what_to_do(
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+) -> None:
+    subjects, letters = gati_open_fabric.subjects, gati_open_fabric.dead_letters
+    event = encode(TopicMessage(PROTOCOL, "orders", 1, "w1", "", encode({"sku": "ada-42"})))
+    await gati_open_fabric.topology.ensure_topic_group("shop", "billing", "orders")
+    for group in ("shop~billing", "shop~gone"):
+        await letters.bury(
+            stage="topic",
+            pool=group,
+            subject=subjects.topic_durable("orders"),
+            data=event,
+            error=PoisonMessage("never finished"),
+            attempts=3,
+        )
+
+    shown = gati("dead", "show", "1", directory=tmp_path, environ=environ)
+    done = gati("dead", "requeue", "--all", directory=tmp_path, environ=environ)
+
+    assert "shop~billing" in shown.stdout
+    assert '"sku": "ada-42"' in shown.stdout
+    assert done.returncode == 1
+    assert done.stdout == "requeued dead letter 1 for group billing of app shop\n"
+    assert "start a worker of that app" in done.stderr
+    assert [letter.pool for letter in await letters.newest()] == ["shop~gone"]
+    found = await read_subject(
+        gati_open_fabric.connection,
+        subjects.topic_stream,
+        subjects.topic_group("shop", "billing", "orders"),
+        limit=2,
+    )
+    assert found == [event]
+
+
+async def keep_trace(fabric: Fabric, *records: TraceRecord) -> None:
+    for record in records:
+        await fabric.publisher.send(fabric.subjects.trace(record.request_id), encode(record))
+
+
+async def test_a_traced_request_is_shown_in_order_and_as_json(
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+) -> None:
+    def record(request_id: str, seq: int, event: str, duration_us: int = -1) -> TraceRecord:
+        return TraceRecord(PROTOCOL, request_id, "worker", "w1", seq, seq * 1000, event, "place", duration_us)
+
+    await keep_trace(
+        gati_open_fabric,
+        record("r-1", 1, "handler:start"),
+        record("r-2", 1, "handler:start"),
+        record("r-1", 2, "handler:end", 1000),
+    )
+    await gati_open_fabric.publisher.send(gati_open_fabric.subjects.trace("r-1"), b"\x00")
+
+    shown = gati("trace", "r-1", directory=tmp_path, environ=environ)
+    listed = json.loads(gati("trace", "r-1", "--json", directory=tmp_path, environ=environ).stdout)
+
+    assert shown.returncode == 0, shown.stderr
+    assert [line.split() for line in shown.stdout.splitlines()[3:]] == [
+        ["0.000", "handler:start", "place"],
+        ["1.000", "1.000", "handler:end", "place"],
+    ]
+    assert "left out: 1 bytes" in shown.stderr
+    assert [(each["request_id"], each["event"], each["duration_us"]) for each in listed] == [
+        ("r-1", "handler:start", -1),
+        ("r-1", "handler:end", 1000),
+    ]
+
+
+async def test_a_request_without_a_trace_says_how_to_get_one(
+    gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path
+) -> None:
+    none = gati("trace", "r-9", directory=tmp_path, environ=environ)
+    wrong = gati("trace", "r.>", directory=tmp_path, environ=environ)
+    await gati_open_fabric.connection.jetstream().delete_stream(gati_open_fabric.subjects.trace_stream)
+    no_stream = gati("trace", "r-9", directory=tmp_path, environ=environ)
+
+    assert (none.returncode, "x-gati-flags: trace" in none.stderr, "60 minutes" in none.stderr) == (1, True, True)
+    assert (wrong.returncode, "request id 'r.>'" in wrong.stderr) == (2, True)
+    assert (no_stream.returncode, "GATI_FABRIC_TOPOLOGY=apply" in no_stream.stderr) == (1, True)
+    assert "Traceback" not in none.stderr + wrong.stderr + no_stream.stderr
+
+
 @pytest.mark.parametrize("arguments", [("show", "99"), ("requeue", "99")])
 async def test_a_number_that_does_not_exist_is_a_clear_error(
     gati_open_fabric: Fabric, environ: dict[str, str], tmp_path: Path, arguments: tuple[str, str]
@@ -163,7 +246,7 @@ async def test_a_malformed_announcement_does_not_hide_the_routes(
     assert "refused: worker.broken.w1" in shown.stderr
 
 
-@pytest.mark.parametrize("command", [("routes",), ("dead", "list"), ("dead", "show", "1")])
+@pytest.mark.parametrize("command", [("routes",), ("trace", "r-1"), ("dead", "list"), ("dead", "show", "1")])
 async def test_a_broker_without_a_fabric_is_a_clear_error(
     gati_fabric_settings: FabricSettings, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
@@ -176,7 +259,9 @@ async def test_a_broker_without_a_fabric_is_a_clear_error(
     assert "Traceback" not in failed.stderr
 
 
-@pytest.mark.parametrize("command", [("routes",), ("doctor",), ("dead", "list"), ("dead", "requeue", "1")])
+@pytest.mark.parametrize(
+    "command", [("routes",), ("doctor",), ("trace", "r-1"), ("dead", "list"), ("dead", "requeue", "1")]
+)
 async def test_no_broker_is_one_clear_line_within_seconds(tmp_path: Path, command: tuple[str, ...]) -> None:
     began = time.monotonic()
 
@@ -200,7 +285,7 @@ async def test_an_address_that_is_none_is_a_clear_error(tmp_path: Path, url: str
 
 async def test_help_and_version_need_no_broker(tmp_path: Path) -> None:
     assert gati("--version", directory=tmp_path).stdout.startswith("gati 0.")
-    for command in ((), ("dev",), ("routes",), ("doctor",), ("dead",), ("dead", "requeue")):
+    for command in ((), ("dev",), ("routes",), ("doctor",), ("trace",), ("dead",), ("dead", "requeue")):
         shown = gati(*command, "--help", directory=tmp_path)
         assert shown.returncode == 0
         assert "Usage: gati" in shown.stdout

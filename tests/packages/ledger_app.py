@@ -8,6 +8,7 @@ order however many workers share the file, and it outlives a process that is kil
 import asyncio
 import os
 import signal
+import socket
 import time
 from typing import Literal
 
@@ -86,6 +87,22 @@ async def once(req: Request[Errand], res: Response[Receipt], gctx: GlobalContext
 async def again(req: Request[Errand], res: Response[Receipt], gctx: GlobalContext, lctx: LocalContext) -> None:
     """Runs at least once."""
     await run(req.body, res, gctx, lctx)
+
+
+@app.get("/ticks/{count}")
+async def ticks(req: Request[None], res: Response[str], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """Server-sent events, numbered."""
+    async with res.stream(content_type="text/event-stream") as stream:
+        for number in range(int(req.params["count"])):
+            await stream.event({"number": number}, event="tick", id=str(number))
+
+
+@app.websocket("/talk")
+async def talk(req: Request[None], res: Response[None], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """Says on which host it runs, and then every message back."""
+    await lctx.websocket.send(socket.gethostname())
+    async for message in lctx.websocket:
+        await lctx.websocket.send(message)
 
 
 @app.post("/hasty", delivery="at_least_once", timeout_s=0.5)

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from anyio import from_thread
+
 from gati_core import App, ChannelClosed, GlobalContext, HandlerError, LocalContext, Request, Response
 from gati_core.fabric import channels
 
@@ -83,6 +85,19 @@ async def paced(req: Request[None], res: Response[Any], gctx: GlobalContext, lct
         for number in range(int(req.params["parts"])):
             await stream.write(f"{number}\n")
             await asyncio.sleep(0.05)
+
+
+@app.get("/threaded/{parts}", timeout_s=60)
+def threaded(req: Request[None], res: Response[Any], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """Numbered lines from a thread."""
+    lctx.lifecycle.on_cleanup(lambda: note(f"{lctx.request_id} threaded-cleanup"))
+    stream = res.stream(content_type="text/plain")
+    try:
+        for number in range(int(req.params["parts"])):
+            from_thread.run(stream.write, f"{number}\n")
+    except BaseException as exc:
+        note(f"{lctx.request_id} threaded-ended {type(exc).__name__}")
+        raise
 
 
 @app.get("/events/{count}", timeout_s=60)
@@ -286,6 +301,7 @@ async def swallows(req: Request[None], res: Response[Any], gctx: GlobalContext, 
 def thread(req: Request[None], res: Response[Any], gctx: GlobalContext, lctx: LocalContext) -> None:
     """Stays in its thread longer than it may."""
     lctx.lifecycle.on_cleanup(lambda: note(f"{lctx.request_id} thread-cleanup"))
+    note(f"{lctx.request_id} thread-begun")
     time.sleep(float(req.params["seconds"]))
     try:
         res.json({"late": True})
@@ -340,7 +356,7 @@ async def keeps_the_answer(req: Request[None], res: Response[Any], gctx: GlobalC
 
     task = asyncio.get_running_loop().create_task(later())
     await asyncio.sleep(0)
-    res.json({"done": not task.done()})
+    res.json({"runs on": not task.done()})
 
 
 @app.post("/leaks")

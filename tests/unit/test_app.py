@@ -136,6 +136,51 @@ def test_the_tables_that_an_app_hands_out_are_copies() -> None:
     assert list(app.handlers) == ["handler"]
 
 
+# -- sockets ------------------------------------------------------------------------------------
+
+
+def test_a_socket_handler_runs_once_and_may_stay_open_for_a_day() -> None:
+    app = App("shop")
+    app.websocket("/chat/:room")(handler)
+
+    manifest = app.handlers["handler"].manifest
+    assert (manifest.methods, manifest.path, manifest.mode) == (["WEBSOCKET"], "/chat/{room}", "at_most_once")
+    assert (manifest.timeout_s, app.handlers["handler"].call.is_websocket) == (86_400.0, True)
+
+
+def test_a_path_may_serve_sockets_beside_requests_and_one_handler_each() -> None:
+    app = App("shop")
+    app.get("/chat")(handler)
+    app.websocket("/chat", id="socket")(handler)
+
+    with pytest.raises(RegistrationError, match="already served by handler 'socket'"):
+        app.websocket("/chat")(other)
+
+
+def test_the_types_of_a_socket_handler_are_not_compared_with_messages() -> None:
+    app = App("shop")
+
+    @app.websocket("/chat")
+    async def chat(req: Request[Order], res: Response[Order], gctx: Any, lctx: Any) -> None: ...
+
+    call = app.handlers["chat"].call
+    assert (call.body_reader, call.response_check) == (None, None)
+
+
+def test_a_route_is_called_like_its_function_and_may_be_registered_again() -> None:
+    app = App("shop")
+    calls: list[Any] = []
+
+    def note(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        calls.append(req)
+
+    route = app.get("/x")(note)
+    app.get("/y", id="again")(route)
+    route(1, 2, 3, 4)
+
+    assert (calls, app.handlers["again"].call.function, "note" in repr(route)) == ([1], note, True)
+
+
 # -- ids ----------------------------------------------------------------------------------------
 
 

@@ -306,6 +306,17 @@ async def test_only_the_first_close_is_sent_and_it_needs_no_room() -> None:
 # -- probes and ends ----------------------------------------------------------------------------
 
 
+async def test_a_probe_says_how_much_was_sent_and_its_answer_shows_what_was_lost() -> None:
+    side = Side()
+    await side.channel.send("text", b"one")
+    side.gets(side.frame("text"), side.frame("probe", seq=1))
+    side.channel.probe()
+
+    assert (side.port.frames[-1].kind, side.port.frames[-1].seq) == ("probe", 1)
+    side.gets(side.frame("probe", seq=3))
+    assert "has sent 3 frames, and 1 came" in str(await ends(side.channel))
+
+
 async def test_every_channel_is_probed_in_its_turn_with_where_to_report_and_the_last_ack() -> None:
     side = Side()
     due = side.loop.time() + CHANNEL_PROBE_S + 1

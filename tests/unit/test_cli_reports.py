@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from gati_cli.dead import hex_dump, readable
-from gati_cli.doctor import consumer_checks, member_checks, stream_check
+from gati_cli.doctor import consumer_checks, member_checks, stream_check, worker_check
 from gati_cli.routes import build_report
+from gati_cli.trace import nested, render, runs
 from gati_core.fabric import DeadLetter
 from gati_core.fabric.inspection import ConsumerReport, StreamReport
-from gati_core.manifests import HandlerManifest, PoolManifest, WorkerAnnouncement
-from gati_core.wire import PROTOCOL, RequestDescriptor, WorkItem, encode
+from gati_core.manifests import HandlerManifest, HookRecord, PoolManifest, WorkerAnnouncement
+from gati_core.wire import PROTOCOL, RequestDescriptor, TopicMessage, TraceRecord, WorkItem, encode
 
 
 def manifest(app: str, pool: str, path: str = "/a/{x}", *, published_ms: int = 1) -> PoolManifest:
@@ -70,6 +71,16 @@ def test_two_apps_on_one_route_are_a_conflict_that_the_newer_one_wins() -> None:
     assert [check.status for check in member_checks(dict([announced(old), announced(new)]), {})][-1] == "warn"
 
 
+def test_sockets_and_the_number_of_hooks_are_part_of_the_report() -> None:
+    hooks = [HookRecord(id=name, type="before", level="route", timeout_s=5) for name in ("one", "two")]
+    handler = HandlerManifest(id="chat", methods=["WEBSOCKET"], path="/chat", mode="at_most_once", hooks=hooks)
+    pool = PoolManifest(app="shop", pool="shop-1", handlers=[handler])
+
+    report = build_report(dict([announced(pool)]), {})
+
+    assert [(route.method, route.path, route.hooks) for route in report.routes] == [("WEBSOCKET", "/chat", 2)]
+
+
 def test_a_malformed_announcement_is_told_and_its_neighbours_count() -> None:
     pools = dict([announced(manifest("shop", "shop-1")), ("worker.x.y", b'{"worker": 1}')])
 
@@ -125,6 +136,43 @@ def test_no_router_fails_and_no_worker_warns() -> None:
     assert [(check.name, check.status) for check in member_checks({}, {})] == [("routers", "fail"), ("workers", "warn")]
 
 
+def worker(**more: object) -> WorkerAnnouncement:
+    fields: dict[str, object] = {"worker": "w1", "manifest": manifest("shop", "shop-1"), "host": "h", "capacity": 4}
+    return msgspec.convert({**fields, **more}, WorkerAnnouncement)
+
+
+def test_a_workers_health_and_what_its_checks_noted_are_shown() -> None:
+    sound = worker_check(worker())
+    degraded = worker_check(worker(health="degraded", health_notes=["database: slow\x1b[2J", "memory: 93 %"]))
+    unhealthy = worker_check(worker(health="unhealthy"))
+
+    assert (sound.status, "healthy, 0 of 4 in flight" in sound.detail) == ("ok", True)
+    assert (degraded.status, degraded.fix) == ("warn", "database: slow [2J; memory: 93 %")
+    assert (unhealthy.status, bool(unhealthy.fix)) == ("fail", True)
+
+
+def test_abandoned_handlers_and_a_worker_without_a_free_slot_are_warned_of() -> None:
+    abandoned, full = worker_check(worker(abandoned=2)), worker_check(worker(in_flight=4))
+
+    assert (abandoned.status, "2 abandoned" in abandoned.detail) == ("warn", True)
+    assert (full.status, "slot" in full.fix) == ("warn", True)
+
+
+def test_every_worker_has_its_own_line_also_while_it_drains() -> None:
+    pool = manifest("shop", "shop-1")
+
+    checks = member_checks(dict([announced(pool), announced(pool, "w2", "draining")]), {})
+
+    details = [check.detail for check in checks if check.name == "worker"]
+    assert ["draining" in detail for detail in details] == [False, True]
+
+
+def test_a_stream_that_fills_says_what_fills_it() -> None:
+    fixes = [stream_check(name, stream(name, messages=90)).fix for name in ("gati_TOPICS", "gati_TRACE", "gati_WORK")]
+
+    assert ["TOPICS_MAX_MSGS" in fixes[0], "TRACE_MAX_MSGS" in fixes[1], "workers" in fixes[2]] == [True] * 3
+
+
 def letter(stage: str, data: bytes) -> DeadLetter:
     return DeadLetter(
         sequence=1,
@@ -149,6 +197,17 @@ def test_a_dead_request_is_shown_decoded() -> None:
     assert "/orders" in readable(letter("work", encode(item)))
 
 
+def test_a_dead_event_is_shown_with_its_payload() -> None:
+    plain = TopicMessage(PROTOCOL, "orders", 1, "w1", "", encode({"sku": "ada-42"}))
+    no_json = TopicMessage(PROTOCOL, "orders", 1, "w1", "", encode({(1, 2): 3}))
+    broken = TopicMessage(PROTOCOL, "orders", 1, "w1", "", b"\xc1")
+
+    assert '"sku": "ada-42"' in readable(letter("topic", encode(plain)))
+    assert no_json.payload.hex() in readable(letter("topic", encode(no_json)))
+    assert '"payload": "c1"' in readable(letter("topic", encode(broken)))
+    assert "not readable" in readable(letter("topic", b"\x00"))
+
+
 def test_garbage_is_shown_as_hexadecimal_with_the_reason() -> None:
     shown = readable(letter("req", b"\x00garbage"))
 
@@ -163,3 +222,63 @@ def test_a_long_dump_is_cut_and_says_so() -> None:
     assert len(shown.splitlines()) == 65
     assert "976 more bytes" in shown
     assert hex_dump(b"") == "  (empty)"
+
+
+def record(seq: int, event: str, stage: str = "", *, instance: str = "w1", **more: object) -> TraceRecord:
+    fields: dict[str, object] = {"duration_us": -1, "error": "", "metadata": {}}
+    return TraceRecord(PROTOCOL, "r-1", "worker", instance, seq, 1_000_000 + seq * 250, event, stage, **(fields | more))  # type: ignore[arg-type]
+
+
+def test_events_are_nested_in_the_stages_that_surround_them() -> None:
+    run = [
+        record(1, "handler:start", "h"),
+        record(2, "hook:start", "audit"),
+        record(3, "hook:retry", "audit"),
+        record(4, "hook:error", "audit"),
+        record(5, "handler:error", "h"),
+        record(6, "compensation:start", "refund"),
+        record(7, "compensation:end", "refund"),
+        record(8, "request:end"),
+    ]
+
+    assert [line.depth for line in nested(run)] == [0, 1, 2, 1, 0, 0, 0, 0]
+
+
+def test_a_detached_hook_does_not_surround_what_comes_after_it() -> None:
+    run = [
+        record(1, "hook:start", "mail", metadata={"detached": True}),
+        record(2, "handler:start", "h"),
+        record(3, "hook:end", "mail", metadata={"detached": True}),
+        record(4, "handler:end", "h"),
+    ]
+
+    assert [line.depth for line in nested(run)] == [0, 0, 1, 0]
+
+
+def test_an_end_without_its_start_and_a_start_without_its_end_are_shown() -> None:
+    run = [record(4, "hook:end", "lost"), record(5, "handler:start", "h"), record(6, "hook:start", "cut")]
+
+    assert [line.depth for line in nested(run)] == [0, 0, 1]
+
+
+def test_a_request_that_ran_again_has_a_part_for_each_run() -> None:
+    first = [record(1, "handler:start", "h"), record(2, "handler:end", "h")]
+    again = [record(1, "handler:start", "h")]
+    elsewhere = [record(1, "handler:start", "h", instance="w2")]
+
+    assert list(runs([*first, *elsewhere, *again])) == [first, elsewhere, again]
+
+
+def test_a_trace_is_printed_with_times_durations_and_facts_on_one_line_each() -> None:
+    lines = render(
+        [
+            record(1, "handler:start", "h"),
+            record(2, "handler:error", "h", duration_us=1250, error="two\nlines\x1b[2J"),
+            record(3, "request:end", metadata={"status": 500}),
+        ]
+    )
+
+    assert lines[0] == "request r-1"
+    assert len(lines) == 6
+    assert lines[4].split() == ["0.250", "1.250", "handler:error", "h", "error:", "two", "lines", "[2J"]
+    assert lines[5].split() == ["0.500", "request:end", "status=500"]

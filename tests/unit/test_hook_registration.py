@@ -118,7 +118,7 @@ def test_an_option_that_does_not_exist_is_refused_wherever_it_is_given(where: st
     owners = {"app": app, "route": app.get("/x", id="h")(answer), "request": LocalContext(descriptor())}
     register: Any = owners[where]
 
-    with pytest.raises(RegistrationError, match="before.*priority"):
+    with pytest.raises(RegistrationError, match=r"before.*priority"):
         register.before(plain, priority=1)
 
 

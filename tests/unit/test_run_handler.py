@@ -266,6 +266,7 @@ KEPT = {
     errors.HookTimeout: (504, "hook.timeout"),
     errors.ChannelClosed: (499, "channel.closed"),
     errors.InvalidResponse: (500, "response.invalid"),
+    errors.TooManyChannels: (503, "worker.too_many_channels"),
 }
 SAYS_LITTLE = (errors.HookTimeout, errors.InvalidResponse)
 """What exactly went wrong is for the log."""
@@ -285,7 +286,8 @@ async def test_every_error_of_the_taxonomy_has_its_status_and_code(
 ) -> None:
     """Errors about the request keep theirs; those about anything else are a bug in the handler's eyes."""
     more = {"allow": ("GET",)} if kind is errors.MethodNotAllowed else {}
-    error = kind("said so", password=SECRET, **more)  # type: ignore[arg-type]
+    error = kind("said so", **more)  # type: ignore[arg-type]
+    error.facts["password"] = SECRET
 
     with capture_logs() as lines:
         reply = await run(_raising(error, is_async=is_async))
@@ -294,7 +296,11 @@ async def test_every_error_of_the_taxonomy_has_its_status_and_code(
     assert (reply.status, document["code"]) == KEPT.get(kind, (500, "internal"))
     assert ("said so" in document["detail"]) is (kind in KEPT and kind not in SAYS_LITTLE)
     assert SECRET not in reply.body.decode()
-    special = {errors.ChannelClosed: "client_left_stream", errors.InvalidResponse: "response_invalid"}
+    special = {
+        errors.ChannelClosed: "client_left_stream",
+        errors.InvalidResponse: "response_invalid",
+        errors.TooManyChannels: "handler_answered_error",
+    }
     logged = special.get(kind, "handler_failed")
     assert [line["event"] for line in lines] == ([] if issubclass(kind, SILENT) else [logged])
 

@@ -11,9 +11,9 @@ from typing import Any, NoReturn, Optional
 import msgspec
 import pytest
 
-from gati_core.app._signature import body_type, check_handler, describe, source_of
+from gati_core.app._signature import body_type, check_handler, describe, response_type, source_of
 from gati_core.errors import RegistrationError
-from gati_core.lifecycle import Request
+from gati_core.lifecycle import Request, Response
 
 
 class Order(msgspec.Struct):
@@ -229,6 +229,36 @@ async def typed_with_setting(setting, req: Request[Order], res, gctx, lctx): ...
 )
 def test_the_body_type_is_what_the_request_is_annotated_with(function: Callable[..., Any], wanted: object) -> None:
     assert body_type(function) == wanted
+
+
+# -- the answer's type --------------------------------------------------------------------------
+
+
+async def answers(req, res: Response[Order], gctx, lctx): ...
+async def answers_list(req, res: Response[list[Order]], gctx, lctx): ...
+async def answers_nothing(req, res: Response[None], gctx, lctx): ...
+async def answers_anything(req, res: Response[Any], gctx, lctx): ...
+async def request_in_its_place(req, res: Request[Order], gctx, lctx): ...
+async def answers_with_setting(setting, req, res: Response[Order], gctx, lctx): ...
+
+
+@pytest.mark.parametrize(
+    ("function", "declared"),
+    [
+        (answers, Order),
+        (answers_list, list[Order]),
+        (answers_nothing, type(None)),
+        (functools.partial(answers_with_setting, 1), Order),
+        (answers_anything, None),
+        (bare_async, None),
+        (typed, None),
+        (request_in_its_place, None),
+    ],
+)
+def test_the_answers_type_is_what_the_response_is_annotated_with(
+    function: Callable[..., Any], declared: object
+) -> None:
+    assert response_type(function) == declared
 
 
 # -- where it is --------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ def test_groups_whose_names_run_into_one_another_have_consumers_of_their_own() -
 
     assert len(names) == 3
     assert Subjects.topic_consumer("shop", "billing", "orders") == "topic-shop~billing~orders"
+    assert Subjects("gati").topic_group("shop", "billing", "orders") == "gati.topic.orders.group.shop~billing"
 
 
 def test_every_priority_belongs_to_exactly_one_lane() -> None:

@@ -119,7 +119,7 @@ async def test_the_newest_are_listed_first_and_deleted_ones_are_skipped(gati_ope
 
 async def test_a_letter_that_is_not_there_is_a_clear_error(gati_open_fabric: Fabric) -> None:
     letters = gati_open_fabric.dead_letters
-    for act in (letters.get, letters.requeue, letters.delete):
+    for act in (letters.get, letters.requeue, letters.requeue_event, letters.delete):
         with pytest.raises(RequestError, match="no dead letter 7"):
             await act(7)
 

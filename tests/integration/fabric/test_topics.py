@@ -21,11 +21,13 @@ from gati_core.errors import (
     Backpressure,
     BrokerUnavailable,
     EventTimeout,
+    MalformedMessage,
     MessageTooLarge,
     NotConfigured,
     PermanentError,
     RegistrationError,
     TopicError,
+    TopologyError,
 )
 from gati_core.fabric import EmbeddedBroker, Fabric, FabricTopics, open_fabric, stream_state
 from gati_core.fabric.topology import MAX_ATTEMPTS, TOPIC_ACK_WAIT_S
@@ -786,10 +788,65 @@ async def test_what_its_members_died_of_is_set_aside_by_the_next_without_running
 
     await eventually(lambda: seen.payloads == ["sound"], within_s=5)
     (letter,) = await gati_open_fabric.dead_letters.newest()
-    assert (letter.stage, letter.pool) == ("topic", "shop-billing")
+    assert (letter.stage, letter.pool) == ("topic", "shop~billing")
     assert letter.attempts > MAX_ATTEMPTS
     assert letter.subject == gati_open_fabric.subjects.topic_durable("orders")
     await host.aclose()
+
+
+async def test_an_event_that_is_requeued_reaches_the_group_that_gave_it_up_and_nobody_else(
+    gati_open_fabric: Fabric,
+) -> None:
+    port = FabricTopics(gati_open_fabric)
+    topics = Topics(port, publisher="p")
+    billed: list[tuple[Any, int]] = []
+    shipped, live = Seen(), Seen()
+    is_repaired = False
+
+    async def bill(event: Event, _gctx: Any) -> None:
+        if not is_repaired:
+            raise PermanentError("no such account")
+        billed.append((event.payload, event.attempt))
+
+    handlers = [
+        TopicHandler(topic="orders", function=bill, durable="billing"),
+        TopicHandler(topic="orders", function=_async(shipped), durable="shipping"),
+        TopicHandler(topic="orders", function=_async(live)),
+    ]
+    host = TopicHost(topics=topics, port=port, app="shop", handlers=handlers, gctx="gctx")
+    await host.start()
+    await topics.publish_durable("orders", "first", message_id="1")
+    await eventually(lambda: gati_open_fabric.dead_letters.buried == 1, within_s=5)
+    (letter,) = await gati_open_fabric.dead_letters.newest()
+    is_repaired = True
+
+    group = await gati_open_fabric.dead_letters.requeue_event(letter.sequence)
+    await topics.publish_durable("orders", "second")
+
+    assert group == "shop~billing"
+    await eventually(lambda: sorted(billed) == [("first", 1), ("second", 1)], within_s=5)
+    await eventually(lambda: shipped.payloads == live.payloads == ["first", "second"], within_s=5)
+    assert await gati_open_fabric.dead_letters.newest() == []
+    await host.aclose()
+
+
+async def test_an_event_whose_group_is_gone_stays_a_dead_letter(gati_open_fabric: Fabric) -> None:
+    letters, names = gati_open_fabric.dead_letters, gati_open_fabric.subjects
+
+    async def bury(pool: str, subject: str) -> int:
+        error = PermanentError("never")
+        return await letters.bury(stage="topic", pool=pool, subject=subject, data=b"", error=error, attempts=1)
+
+    gone = await bury("shop~billing", names.topic_durable("orders"))
+    elsewhere = await bury("shop~billing", "other.topic.orders.durable")
+    nobody = await bury("-", names.topic_durable("orders"))
+
+    with pytest.raises(TopologyError, match="start a worker of that app"):
+        await letters.requeue_event(gone)
+    for number in (elsewhere, nobody):
+        with pytest.raises(MalformedMessage, match="no event of a durable group"):
+            await letters.requeue_event(number)
+    assert len(await letters.newest()) == 3
 
 
 async def test_a_long_event_is_not_delivered_again_while_it_runs(
@@ -833,7 +890,10 @@ async def test_topics_and_traces_refuse_instead_of_forgetting(gati_open_fabric: 
     """F6, F15: as the other streams."""
     js = gati_open_fabric.connection.jetstream()
     names = gati_open_fabric.subjects
-    for stream, subject in ((names.topic_stream, names.topic_durable_all), (names.trace_stream, names.trace_all)):
+    for stream, subjects in (
+        (names.topic_stream, [names.topic_durable_all, names.topic_group_all]),
+        (names.trace_stream, [names.trace_all]),
+    ):
         config = (await js.stream_info(stream)).config
         assert str(config.discard).endswith("new")
-        assert (config.subjects, config.max_msgs, config.max_bytes) == ([subject], 100_000, -1)
+        assert (config.subjects, config.max_msgs, config.max_bytes) == (subjects, 100_000, -1)

@@ -116,6 +116,19 @@ async def test_a_parts_headers_and_status_are_the_handlers(client: httpx.AsyncCl
     assert len(answer.headers["x-request-id"]) == 36
 
 
+async def test_a_plain_function_streams_from_its_thread_and_comes_back_when_the_client_leaves(
+    live: FabricUnderTest, client: httpx.AsyncClient, notes: Notes
+) -> None:
+    answer = await client.get("/threaded/500")
+    assert answer.text == "".join(f"{number}\n" for number in range(500))
+
+    with Reading(live, get("/threaded/100000000")) as reading:
+        request_id = id_of(await reading.until(b"999\n"))
+    assert await notes.said(request_id, "threaded-ended") == ["ChannelClosed"]
+    await notes.said(request_id, "threaded-cleanup")
+    assert notes.count(request_id, "threaded-cleanup") == 1
+
+
 async def test_server_sent_events_have_their_format(client: httpx.AsyncClient) -> None:
     answer = await client.get("/events/3")
 

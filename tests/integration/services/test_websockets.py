@@ -370,13 +370,13 @@ async def test_a_worker_that_leaves_lets_sockets_finish_and_closes_the_others_wi
     assert await echoes(live)
 
 
-async def test_a_crash_of_the_broker_loses_no_message_of_a_socket_without_closing_it(tmp_path: Path) -> None:
+async def test_a_crash_of_the_broker_loses_nothing_of_a_socket_or_stream_without_ending_it(tmp_path: Path) -> None:
     async with running_fabric(tmp_path, packages=["live_app.py"]) as fabric:
         notes = Notes(fabric.ledger.path)
         async with dial(fabric, "/echo") as idle, dial(fabric, "/ticker/10000000/10") as ticker:
-            ticks = 0
+            ticks, lines = 0, 0
 
-            async def follow() -> int:
+            async def follow_socket() -> int:
                 nonlocal ticks
                 try:
                     async for message in ticker:
@@ -386,18 +386,33 @@ async def test_a_crash_of_the_broker_loses_no_message_of_a_socket_without_closin
                     pass
                 return ticker.close_code or 0
 
-            following = asyncio.create_task(follow())
-            await eventually(lambda: ticks > 100, within_s=10)
+            async def follow_stream() -> None:
+                nonlocal lines
+                async with fabric.client() as client, client.stream("GET", "/count/10000000") as answer:
+                    try:
+                        async for line in answer.aiter_lines():
+                            assert line == str(lines)
+                            lines += 1
+                    except httpx.TransportError:
+                        pass
+
+            sockets, streams = asyncio.create_task(follow_socket()), asyncio.create_task(follow_stream())
+            await eventually(lambda: ticks > 100 and lines > 100, within_s=10)
             await kill_and_restart(fabric.broker)
-            before = ticks
+            seen = ticks, lines
             # Whoever nobody spoke to meanwhile has lost nothing.
             async with asyncio.timeout(15):
                 await idle.send("after")
                 assert await idle.recv() == "after"
-            await eventually(lambda: ticks > before + 1000 or following.done(), within_s=20)
+            await eventually(lambda: ticks > seen[0] + 1000 or sockets.done(), within_s=20)
+            await eventually(lambda: lines > seen[1] + 1000 or streams.done(), within_s=20)
             await idle.close()
             await ticker.close()
-            assert await following in (1000, 1011, 1012, 1013)
+            assert await sockets in (1000, 1011, 1012, 1013)
+            if not streams.done():
+                streams.cancel()
+            await asyncio.wait([streams])
+            assert streams.cancelled() or streams.exception() is None
         await notes.said(id_of_socket(ticker), "ticker", within_s=15)
         await notes.said(id_of_socket(idle), "echo-cleanup", within_s=15)
         await fabric.serving()

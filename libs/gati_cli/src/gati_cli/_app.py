@@ -125,6 +125,21 @@ def doctor(context: typer.Context, nats_url: NatsUrl = "", as_json: Json = False
     raise typer.Exit(examine(target, around.environ, as_json=as_json))
 
 
+@app.command()
+def trace(
+    context: typer.Context,
+    request_id: Annotated[str, typer.Argument(help="As its answer's x-request-id says.")],
+    nats_url: NatsUrl = "",
+    as_json: Json = False,
+) -> None:
+    """Show what happened to a request that was sent with the header `x-gati-flags: trace`, for an hour."""
+    from gati_cli.target import find_target
+    from gati_cli.trace import show_trace
+
+    around: Surroundings = context.obj
+    show_trace(find_target(nats_url, around.environ, around.directory), request_id, as_json=as_json)
+
+
 @dead.command("list")
 def dead_list(
     context: typer.Context,
@@ -158,12 +173,13 @@ def dead_show(
 def dead_requeue(
     context: typer.Context,
     numbers: Annotated[list[int] | None, typer.Argument(min=1, help="Numbers that `gati dead list` shows.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Requeue every dead letter that holds a request.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Requeue every dead letter that can run again.")] = False,
     nats_url: NatsUrl = "",
 ) -> None:
-    """Run the request of a dead letter again, under a new id and with a new deadline.
+    """Run what died again: a request under a new id and with a new deadline, or an event of a topic.
 
-    Nobody waits for the answer any more; what the handler does still happens.
+    Nobody waits for the answer of a request any more; what the handler does still happens. An event
+    goes to the group that gave it up, and to no other.
     """
     from gati_cli.dead import requeue_dead
     from gati_cli.target import find_target

@@ -12,7 +12,7 @@ from gati_cli.routes import no_fabric
 from gati_cli.target import Target, with_fabric
 from gati_core.errors import GatiError, MalformedMessage, RequestError, TopologyError
 from gati_core.fabric import DeadLetter, Fabric, stream_state
-from gati_core.wire import decode_descriptor, decode_work, to_json
+from gati_core.wire import decode_descriptor, decode_topic, decode_work, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,7 +62,7 @@ def show_dead(target: Target, number: int) -> None:
     for name, value in (
         ("time", letter.time),
         ("stage", letter.stage),
-        ("pool", letter.pool),
+        ("group" if letter.stage == "topic" else "pool", letter.pool),
         ("subject", letter.subject),
         ("request id", letter.request_id),
         ("attempts", letter.attempts),
@@ -85,9 +85,22 @@ def readable(letter: DeadLetter) -> str:
             return to_json(decode_work(letter.data, subject=letter.subject)).decode()
         if letter.stage == "req":
             return to_json(decode_descriptor(letter.data, subject=letter.subject)).decode()
+        if letter.stage == "topic":
+            return _readable_event(letter)
     except MalformedMessage as exc:
         return f"  not readable: {exc}\n{hex_dump(letter.data)}"
     return hex_dump(letter.data)
+
+
+def _readable_event(letter: DeadLetter) -> str:
+    event = decode_topic(letter.data, subject=letter.subject)
+    document = msgspec.structs.asdict(event)
+    try:
+        document["payload"] = msgspec.msgpack.decode(event.payload)
+        return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    except (msgspec.DecodeError, TypeError, ValueError, RecursionError):
+        document["payload"] = event.payload.hex()  # it has something that JSON has not
+        return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
 
 
 def hex_dump(data: bytes) -> str:
@@ -107,7 +120,7 @@ def hex_dump(data: bytes) -> str:
 
 
 def requeue_dead(target: Target, numbers: list[int], *, everything: bool) -> None:
-    """Run dead letters again, each under a new id.
+    """Run dead letters again: requests under new ids, events for the group that gave them up.
 
     Raises:
         CliError: at least one could not be requeued; the others were.
@@ -121,7 +134,7 @@ def requeue_dead(target: Target, numbers: list[int], *, everything: bool) -> Non
             wanted = sorted(letter.sequence for letter in await fabric.dead_letters.newest(count))
         for number in wanted:
             try:
-                done.append((number, await fabric.dead_letters.requeue(number)))
+                done.append((number, await _requeue(fabric, number)))
             except MalformedMessage as exc:
                 failed.append(f"dead letter {number} holds no request that could run again: {exc}")
             except RequestError as exc:
@@ -131,8 +144,8 @@ def requeue_dead(target: Target, numbers: list[int], *, everything: bool) -> Non
         return done, failed
 
     done, failed = _run(target, requeue)
-    for number, request_id in done:
-        print(f"requeued dead letter {number} as request {request_id}")
+    for number, what in done:
+        print(f"requeued dead letter {number} {what}")
     if everything and not done and not failed:
         print("no dead letters")
     if len(failed) == 1:
@@ -141,6 +154,14 @@ def requeue_dead(target: Target, numbers: list[int], *, everything: bool) -> Non
         print(f"gati: {reason}", file=sys.stderr)
     if failed:
         raise CliError(f"{len(failed)} dead letters were not requeued")
+
+
+async def _requeue(fabric: Fabric, number: int) -> str:
+    """Run one again; says as what."""
+    if (await fabric.dead_letters.get(number)).stage == "topic":
+        app, _, group = (await fabric.dead_letters.requeue_event(number)).partition("~")
+        return f"for group {group} of app {app}"
+    return f"as request {await fabric.dead_letters.requeue(number)}"
 
 
 def _run(target: Target, work: Callable[[Fabric], Awaitable[T]]) -> T:

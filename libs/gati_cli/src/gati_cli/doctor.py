@@ -23,10 +23,17 @@ from gati_cli.target import Target, open_target
 from gati_core.errors import BrokerUnavailable, GatiError, MalformedManifest, TopologyError
 from gati_core.fabric import Fabric, find_server
 from gati_core.fabric.inspection import StreamReport, inspect_stream, jetstream_error, read_bucket
-from gati_core.manifests import parse_announcement
+from gati_core.manifests import WorkerAnnouncement, parse_announcement
 from gati_core.wire import LANES
 
 _NEARLY_FULL = 0.8
+_NEARLY_FULL_FIX = "start more workers or routers, or look at why they are slow"
+_NEARLY_FULL_FIXES = {
+    "_DEAD": "look at them with gati dead list, and requeue them; when it is full, nothing more can be set aside",
+    "_TOPICS": "events are kept for a day, whoever has read them: raise GATI_FABRIC_TOPICS_MAX_MSGS, or publish fewer",
+    "_TRACE": "events are kept for an hour: trace fewer requests, or raise GATI_FABRIC_TRACE_MAX_MSGS",
+}
+"""By the end of a stream's name; what fills it is not always slow workers."""
 _MIN_SERVER = (2, 12)
 _SERVICES = ("gati-ingress", "gati-router", "gati-worker")
 _START_IT = "start the fabric: gati dev PATH"
@@ -115,7 +122,14 @@ async def check_broker(fabric: Fabric, target: Target) -> list[Check]:
         return [*checks, Check("jetstream", "fail", problem, "start the server with JetStream: nats-server -js")]
     checks.append(Check("jetstream", "ok", "answers"))
     subjects = fabric.subjects
-    names = [subjects.req_stream, subjects.work_stream, subjects.dead_stream, subjects.advisory_stream]
+    names = [
+        subjects.req_stream,
+        subjects.work_stream,
+        subjects.dead_stream,
+        subjects.advisory_stream,
+        subjects.topic_stream,
+        subjects.trace_stream,
+    ]
     streams = {name: await inspect_stream(fabric.connection, name) for name in names}
     if not any(streams.values()):
         detail = f"this broker holds no fabric {target.namespace!r}"
@@ -166,9 +180,8 @@ def stream_check(name: str, report: StreamReport | None) -> Check:
         fix = f"it throws accepted messages away when full: nats stream edit {name} --discard=new"
         return Check("stream", "fail", detail, fix)
     if limit and report.messages >= _NEARLY_FULL * limit:
-        return Check(
-            "stream", "warn", detail, "nearly full: start more workers or routers, or look at why they are slow"
-        )
+        fixes = (fix for ending, fix in _NEARLY_FULL_FIXES.items() if name.endswith(ending))
+        return Check("stream", "warn", detail, f"nearly full: {next(fixes, _NEARLY_FULL_FIX)}")
     return Check("stream", "ok", detail)
 
 
@@ -183,7 +196,7 @@ def consumer_checks(streams: Mapping[str, StreamReport], *, req: str, lanes: lis
         for each in stream.consumers:
             detail = f"{each.name}: {each.pending} waiting, {each.in_flight} in flight, {each.redelivered} redelivered"
             if each.pending and not each.clients_waiting and not each.in_flight:
-                fix = "nobody reads it: start a worker of that pool, or a router"
+                fix = "nobody reads it: start a worker of that pool or app, or a router"
                 checks.append(Check("consumer", "warn", detail, fix))
             else:
                 checks.append(Check("consumer", "ok", detail))
@@ -198,7 +211,8 @@ def member_checks(pools: Mapping[str, bytes], manifests: Mapping[str, bytes]) ->
         checks.append(Check("routers", "ok", f"{routers} alive"))
     else:
         checks.append(Check("routers", "fail", "none is alive: every request is answered 503", _START_IT))
-    ready, draining = [], 0
+    ready: list[str] = []
+    draining, each_worker = 0, []
     for key, value in sorted(pools.items()):
         if not key.startswith("worker."):
             continue
@@ -212,18 +226,50 @@ def member_checks(pools: Mapping[str, bytes], manifests: Mapping[str, bytes]) ->
             ready.append(announcement.manifest.pool)
         else:
             draining += 1
+        each_worker.append(worker_check(announcement))
     detail = f"{len(ready)} alive" + (f", {draining} draining" if draining else "")
     if ready:
         detail += ": " + ", ".join(f"{pool} ×{ready.count(pool)}" for pool in sorted(set(ready)))
         checks.append(Check("workers", "ok", detail))
     else:
         checks.append(Check("workers", "warn", detail, "no route can be answered; start a worker"))
+    checks += each_worker
     report = build_report(pools, manifests)
     for route in report.routes:
         if route.shadowed_by:
             detail = f"{route.method} {route.path} of {route.app} is hidden by {route.shadowed_by}"
             checks.append(Check("routes", "warn", detail, "two apps claim one route: change one of the paths"))
     return checks
+
+
+def worker_check(announcement: WorkerAnnouncement) -> Check:
+    """What one worker process says of itself: its load, and what its health checks found."""
+    health = announcement.health
+    detail = (
+        f"{announcement.manifest.pool} {announcement.worker} (process {announcement.pid} on {announcement.host}):"
+        f" {'draining, ' if announcement.state == 'draining' else ''}{health},"
+        f" {announcement.in_flight} of {announcement.capacity} in flight,"
+        f" {announcement.handled} answered, {announcement.failed} failed"
+    )
+    if announcement.abandoned:
+        detail += f", {announcement.abandoned} abandoned"
+    notes = [_printable(note) for note in announcement.health_notes]
+    if health != "healthy":
+        fix = "; ".join(notes) or "its log says what its health checks found"
+        return Check("worker", "fail" if health == "unhealthy" else "warn", detail, fix)
+    if announcement.abandoned:
+        fix = "handlers that ran past their deadline and do not react to being cancelled; its log names them"
+        return Check("worker", "warn", detail, fix)
+    if announcement.capacity and announcement.in_flight >= announcement.capacity:
+        # A limit for each delivery mode, of which a package may use two: this many may be all, or not.
+        fix = "its slots may all be taken: start another worker, or raise GATI_WORKER_MAX_IN_FLIGHT"
+        return Check("worker", "warn", detail, fix)
+    return Check("worker", "ok", detail)
+
+
+def _printable(text: str) -> str:
+    """One line, without what would move the cursor of a terminal: it comes from somebody's code."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def check_ingress(url: str) -> list[Check]:

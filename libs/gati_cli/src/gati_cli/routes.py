@@ -34,6 +34,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     workers: int
     is_live: bool
+    hooks: int = 0
+    """Hooks that run around the handler: those of its package and those of its route."""
     shadowed_by: str = ""
     """Another app that serves the same route and is newer, so that this one gets no request."""
     source: str = ""
@@ -99,6 +101,7 @@ def _routes(pools: list[PoolManifest], workers: Mapping[str, int]) -> list[Route
                         version=pool.version,
                         workers=workers.get(pool.pool, 0),
                         is_live=pool.pool in workers,
+                        hooks=len(handler.hooks),
                         shadowed_by="" if owner == pool.app else owner,
                         source=handler.source,
                         summary=handler.summary,
@@ -166,13 +169,13 @@ def _table(routes: list[Route]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("METHOD", "PATH", "STATE", "WORKERS", "DELIVERY", "POOL", "HANDLER"):
+    for column in ("METHOD", "PATH", "STATE", "WORKERS", "DELIVERY", "HOOKS", "POOL", "HANDLER"):
         table.add_column(column, overflow="fold", no_wrap=column in ("METHOD", "STATE", "DELIVERY"))
     for route in routes:
         state = "[green]live[/]" if route.is_live else "[red]no worker[/]"
         if route.shadowed_by:
             state = "[yellow]conflict[/]"
         handler = f"{route.app}:{route.handler}"
-        cells = (route.method, escape(route.path), state, str(route.workers), route.delivery, route.pool, handler)
-        table.add_row(*cells)
+        counts = (str(route.workers), route.delivery, str(route.hooks))
+        table.add_row(route.method, escape(route.path), state, *counts, route.pool, handler)
     return table

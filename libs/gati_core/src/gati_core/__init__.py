@@ -1,7 +1,7 @@
 """Gati: what a handler author imports, and nothing else."""
 
 from gati_core.app import App, Request, Response, Route
-from gati_core.contexts import Bucket, Event, GlobalContext, LocalContext, Snapshot, WebSocket
+from gati_core.contexts import Bucket, Event, GlobalContext, LocalContext, Priority, Snapshot, WebSocket
 from gati_core.errors import (
     ChannelClosed,
     EventTimeout,
@@ -32,6 +32,7 @@ __all__ = [
     "KeyConflict",
     "LocalContext",
     "ModuleError",
+    "Priority",
     "RateLimited",
     "Request",
     "Response",

@@ -463,6 +463,15 @@ class HandlerError(GatiError):
         self.error_code = code or self.code
 
 
+class TooManyChannels(HandlerError, TransientError):
+    """This process holds as many streams and sockets open as it may; nothing of this one has begun."""
+
+    code = "worker.too_many_channels"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 503)
+
+
 # -- start-up ---------------------------------------------------------------------------------
 
 

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 
 from gati_core.errors import KeyConflict, MessageTooLarge
-from gati_core.fabric import Entry
+from gati_core.fabric import Entry, format_headers
 from gati_core.fabric.kv import checked_key
+
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 
 
 class MemoryBucket:
@@ -15,6 +17,7 @@ class MemoryBucket:
 
     Args:
         now: seconds, for keys with a time to live.
+        max_payload: bytes that a value may have, with what the broker's headers would add.
     """
 
     def __init__(self, name: str, *, now: Callable[[], float] = time.time, max_payload: int = 1024 * 1024) -> None:
@@ -30,29 +33,28 @@ class MemoryBucket:
         return self._live(checked_key(key))
 
     async def put(self, key: str, value: bytes, *, ttl_s: int = 0) -> int:
-        """Write whatever is there; returns the revision."""
-        return self._write(key, value, ttl_s)
+        """Write whatever is there; returns the revision. After `ttl_s` the key is gone."""
+        return self._write(key, value, {}, ttl_s)
 
     async def create(self, key: str, value: bytes, *, ttl_s: int = 0) -> int:
         """Write only if the key does not exist; `KeyConflict` otherwise."""
         if self._live(checked_key(key)) is not None:
-            raise KeyConflict(f"key {key!r} of bucket {self.bucket} changed since it was read")
-        return self._write(key, value, ttl_s)
+            raise self._conflict(key)
+        return self._write(key, value, {_EXPECTED: "0"}, ttl_s)
 
     async def update(self, key: str, value: bytes, *, revision: int, ttl_s: int = 0) -> int:
         """Write only if the revision is still this one; `KeyConflict` otherwise."""
-        if self._last.get(checked_key(key), 0) != revision:
-            raise KeyConflict(f"key {key!r} of bucket {self.bucket} changed since it was read")
-        return self._write(key, value, ttl_s)
+        self._live(checked_key(key))  # a key that has expired meanwhile has another revision
+        if self._last.get(key, 0) != revision:
+            raise self._conflict(key)
+        return self._write(key, value, {_EXPECTED: str(revision)}, ttl_s)
 
     async def delete(self, key: str) -> None:
-        """Remove the key."""
-        self._entries.pop(checked_key(key), None)
-        self._revision += 1
-        self._last[key] = self._revision
+        """Remove the key; one that is not there is no error."""
+        self._remove(checked_key(key))
 
     async def keys(self) -> list[str]:
-        """All keys."""
+        """All keys, in no order."""
         return [key for key in list(self._entries) if self._live(key) is not None]
 
     def _live(self, key: str) -> Entry | None:
@@ -61,15 +63,27 @@ class MemoryBucket:
             return None
         entry, until = found
         if until <= self._now():
-            del self._entries[key]
+            self._remove(key)  # the broker leaves a marker, too
             return None
         return entry
 
-    def _write(self, key: str, value: bytes, ttl_s: int) -> int:
-        if len(value) > self._max_payload:
-            raise MessageTooLarge(f"value and headers of {len(value)} bytes exceed max_payload of {self._max_payload}")
+    def _remove(self, key: str) -> None:
+        self._entries.pop(key, None)
         self._revision += 1
-        self._last[checked_key(key)] = self._revision
+        self._last[key] = self._revision
+
+    def _write(self, key: str, value: bytes, headers: dict[str, str], ttl_s: int) -> int:
+        checked_key(key)
+        if ttl_s:
+            headers["Nats-TTL"] = str(ttl_s)
+        size = len(value) + len(format_headers(headers))
+        if size > self._max_payload:
+            raise MessageTooLarge(f"value and headers of {size} bytes exceed max_payload of {self._max_payload}")
+        self._revision += 1
+        self._last[key] = self._revision
         until = self._now() + ttl_s if ttl_s else float("inf")
-        self._entries[key] = (Entry(key, bytes(value), self._revision), until)
+        self._entries[key] = (Entry(key, bytes(memoryview(value)), self._revision), until)
         return self._revision
+
+    def _conflict(self, key: str) -> KeyConflict:
+        return KeyConflict(f"key {key!r} of bucket {self.bucket} changed since it was read")

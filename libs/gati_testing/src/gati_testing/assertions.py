@@ -34,10 +34,19 @@ class Answer(msgspec.Struct, kw_only=True):
         """A header's (first) value, or None."""
         return next((value for each, value in self.headers if each == name.lower()), None)
 
+    def header_values(self, name: str) -> list[str]:
+        """All values of a header."""
+        return [value for each, value in self.headers if each == name.lower()]
+
+    @property
+    def request_id(self) -> str:
+        """The id that the log has of this request."""
+        return self.header("x-request-id") or ""
+
     @property
     def code(self) -> str:
         """The stable code of a problem; empty when this is none."""
-        if self.header("content-type") != "application/problem+json":
+        if self.header("content-type") != "application/problem+json" or not self.body:
             return ""
         return str(self.json().get("code", ""))
 
@@ -55,25 +64,27 @@ class AnswerAssertions:
 
     def json(self, value: Any) -> AnswerAssertions:
         """The body is this JSON."""
-        found = self._answer.json()
+        found = self._json()
         assert found == value, f"body {found!r}, not {value!r}"
         return self
 
     def includes(self, part: Mapping[str, Any]) -> AnswerAssertions:
         """The body is a JSON object with at least these members."""
-        found = self._answer.json()
-        wrong = {name: found.get(name) for name, value in part.items() if found.get(name) != value}
+        found = self._json()
+        assert isinstance(found, dict), f"body {found!r} is no JSON object"
+        wrong = {name: found.get(name) for name, value in part.items() if name not in found or found[name] != value}
         assert not wrong, f"body has {wrong!r} where {dict(part)!r} was due"
         return self
 
     def text(self, text: str) -> AnswerAssertions:
         """The body is this text."""
-        assert self._answer.text == text, f"body {self._answer.text!r}, not {text!r}"
+        assert self._answer.body == text.encode(), f"body {self._answer.body!r:.500}, not {text!r}"
         return self
 
     def header(self, name: str, value: str) -> AnswerAssertions:
-        """A header has this value."""
-        assert self._answer.header(name) == value, f"header {name}: {self._answer.header(name)!r}, not {value!r}"
+        """A header has this value, among others perhaps."""
+        found = self._answer.header_values(name)
+        assert value in found, f"header {name}: {found!r}, not {value!r}"
         return self
 
     def problem(self, status: int, code: str) -> AnswerAssertions:
@@ -81,6 +92,12 @@ class AnswerAssertions:
         self.status(status)
         assert self._answer.code == code, f"code {self._answer.code!r}, not {code!r}: {self._answer.body!r:.500}"
         return self
+
+    def _json(self) -> Any:
+        try:
+            return self._answer.json()
+        except msgspec.DecodeError as exc:
+            raise AssertionError(f"the body is no JSON ({exc}): {self._answer.body!r:.500}") from exc
 
 
 def assert_response(answer: Answer) -> AnswerAssertions:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import msgspec
 
-from gati_core.contexts import GlobalContext, Instance, LocalContext, Registry, TopicPort, Topics
+from gati_core.contexts import GlobalContext, Instance, LocalContext, Registry, Topics
 from gati_core.lifecycle import Request, Response
 from gati_core.wire import PROTOCOL, HeaderPairs, Principal, RequestDescriptor
+from gati_ingress.head import read_head
 from gati_testing._memory_bucket import MemoryBucket
 from gati_testing._memory_topics import MemoryTopics
 
 FIRST_MS = 1_700_000_000_000
 """The instant at which built requests are received: predictable, and no test depends on today."""
+CLIENT_IP = "127.0.0.1"
+HOST = "gati.test"
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _numbers = itertools.count(1)
 
 
@@ -35,8 +42,8 @@ class BuiltRequest(msgspec.Struct, kw_only=True):
     principal: Principal | None = None
 
     def descriptor(self, *, request_id: str, now_ms: int, timeout_s: float, reply_to: str) -> RequestDescriptor:
-        """The request as an ingress would publish it."""
-        flags = next((value for name, value in self.headers if name == "x-gati-flags"), "")
+        """The request as an ingress would publish it, with the headers that every client adds."""
+        head = read_head([(name.encode("latin-1"), value.encode("latin-1")) for name, value in self.as_sent()])
         return RequestDescriptor(
             PROTOCOL,
             request_id,
@@ -45,17 +52,26 @@ class BuiltRequest(msgspec.Struct, kw_only=True):
             now_ms,
             self.method,
             self.path,
-            5,
-            next((value for name, value in self.headers if name == "x-gati-version"), ""),
+            head.priority,
+            head.version,
             self.principal,
             self.query,
-            self.headers,
+            head.pairs,
             self.body,
             "",
-            "127.0.0.1",
-            next((value for name, value in self.headers if name == "traceparent"), ""),
-            [flag.strip().lower() for flag in flags.split(",") if flag.strip()],
+            CLIENT_IP,
+            head.traceparent,
+            head.flags,
+            head.idempotency_key,
         )
+
+    def as_sent(self) -> HeaderPairs:
+        """The headers, with those that every client adds."""
+        names = {name for name, _ in self.headers}
+        added = [] if "host" in names else [("host", HOST)]
+        if (self.body or self.method in _WITH_BODY) and "content-length" not in names:
+            added.append(("content-length", str(len(self.body))))
+        return [*added, *self.headers]
 
 
 class RequestBuilder:
@@ -81,14 +97,23 @@ class RequestBuilder:
         self._request.query = query or self._request.query
         return self
 
-    def query(self, query: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> RequestBuilder:
-        """Query parameters; a list repeats its key."""
-        self._request.query = urlencode(list(query.items()) if isinstance(query, Mapping) else list(query), doseq=True)
+    def query(self, query: str | Mapping[str, Any] | Iterable[tuple[str, Any]]) -> RequestBuilder:
+        """Query parameters, of which a list repeats its key; or the query as it is sent."""
+        if not isinstance(query, str):
+            query = urlencode(list(query.items()) if isinstance(query, Mapping) else list(query), doseq=True)
+        self._request.query = query
         return self
 
     def header(self, name: str, value: str) -> RequestBuilder:
-        """One more header."""
-        self._request.headers.append((name.lower(), value))
+        """One more header.
+
+        Raises:
+            ValueError: no client could send it.
+        """
+        sent = value.strip(" \t")  # as the parser of a server does
+        if not name or _BAD_VALUE.search(value) or any(ord(each) > 255 for each in name + value):
+            raise ValueError(f"no client can send a header {name!r} of {value!r}")
+        self._request.headers.append((name.lower(), sent))
         return self
 
     def json(self, value: Any) -> RequestBuilder:
@@ -105,14 +130,14 @@ class RequestBuilder:
         self._request.principal = Principal(subject, list(roles), scheme)
         return self
 
-    def params(self, **params: str) -> RequestBuilder:
-        """Path parameters, for a handler that is run without routing."""
-        self._request.params = dict(params)
+    def params(self, **params: object) -> RequestBuilder:
+        """Path parameters, for a handler that is run without routing; text, as those of a path are."""
+        self._request.params = {name: str(value) for name, value in params.items()}
         return self
 
     def flags(self, *flags: str) -> RequestBuilder:
         """`x-gati-flags`."""
-        return self.header("x-gati-flags", ",".join(flags))
+        return self.header("x-gati-flags", ",".join(flags)) if flags else self
 
     def build(self) -> BuiltRequest:
         """The request."""
@@ -135,9 +160,7 @@ def as_request(request: BuiltRequest | RequestBuilder | Mapping[str, Any] | None
     given = dict(request or {})
     builder = RequestBuilder(given.pop("method", "GET"), given.pop("path", "/"))
     query = given.pop("query", None)
-    if isinstance(query, str):
-        builder.path(f"{builder.build().path}?{query}")
-    elif query:
+    if query:
         builder.query(query)
     headers = given.pop("headers", {})
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
@@ -148,8 +171,7 @@ def as_request(request: BuiltRequest | RequestBuilder | Mapping[str, Any] | None
     elif body is not None:
         builder.json(body)
     builder.params(**given.pop("params", {}))
-    if flags := given.pop("flags", ()):
-        builder.flags(*flags)
+    builder.flags(*given.pop("flags", ()))
     if user := given.pop("user", None):
         builder.auth(user)
     if given:
@@ -163,7 +185,10 @@ def next_request_id() -> str:
 
 
 class FakeLocalContextBuilder:
-    """Builds a real `LocalContext` for tests of what takes one."""
+    """Builds a real `LocalContext` for tests of what takes one.
+
+    Built inside of an event loop it can publish and subscribe, to topics in memory.
+    """
 
     def __init__(self) -> None:
         self._request = RequestBuilder()
@@ -171,7 +196,6 @@ class FakeLocalContextBuilder:
         self._state: dict[str, Any] = {}
         self._trace_id = ""
         self._client: Principal | None = None
-        self._topics: TopicPort | None = None
 
     def with_request_id(self, request_id: str) -> FakeLocalContextBuilder:
         """The request's id; `request-<n>` by default."""
@@ -201,21 +225,21 @@ class FakeLocalContextBuilder:
         return self
 
     def build(self) -> LocalContext:
-        """The context; it publishes to topics in memory."""
+        """The context."""
         descriptor = self._request.build().descriptor(
             request_id=self._request_id or next_request_id(), now_ms=FIRST_MS, timeout_s=10.0, reply_to="memory.reply.r"
         )
         if self._trace_id:
             descriptor.traceparent = f"00-{self._trace_id}-{'0' * 15}1-01"
         descriptor.principal = self._client or descriptor.principal
-        topics = Topics(self._topics or MemoryTopics(), publisher="test")
+        topics = _topics("test")
         lctx = LocalContext(
             descriptor,
             started_ms=FIRST_MS,
             version="test",
             instance_id="test",
             clock=lambda: FIRST_MS / 1000,
-            topics=topics.local,
+            topics=topics.local if topics is not None else None,
         )
         lctx.request = Request(descriptor, {}, descriptor.body)
         lctx.response = Response()
@@ -225,7 +249,10 @@ class FakeLocalContextBuilder:
 
 
 class FakeGlobalContextBuilder:
-    """Builds a real `GlobalContext` with fake modules, buckets in memory and topics in memory."""
+    """Builds a real `GlobalContext` with fake modules and buckets in memory.
+
+    Built inside of an event loop it can publish and subscribe, to topics in memory.
+    """
 
     def __init__(self) -> None:
         self._modules: dict[str, Any] = {}
@@ -273,7 +300,7 @@ class FakeGlobalContextBuilder:
             config=self._config,
             modules=Registry("module", self._modules),
             services=Registry("service", self._services),
-            topics=Topics(MemoryTopics(), publisher=self._instance_id),
+            topics=_topics(self._instance_id),
         )
 
 
@@ -300,3 +327,7 @@ def create_test_request(request: Mapping[str, Any] | None = None, **fields: Any)
 def create_test_response() -> Response[Any]:
     """An empty `Response`; read it with `parts()`."""
     return Response()
+
+
+def _topics(publisher: str) -> Topics | None:
+    return Topics(MemoryTopics(), publisher=publisher) if asyncio._get_running_loop() is not None else None

@@ -7,43 +7,49 @@ lifecycle controller that runs in production; what a handler calls is what the t
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+import anyio
 import msgspec
 
-from gati_core import App
+from gati_core import App, ChannelClosed
 from gati_core.app import Handler, Route
-from gati_core.contexts import Event, GlobalContext, Instance, LocalContext, Registry, Subscription, Topics
-from gati_core.lifecycle import HandlerThreads, Lifecycle, LifecycleEvent, Observers
+from gati_core.contexts import Event, GlobalContext, Instance, LocalContext, Registry, Topics
+from gati_core.lifecycle import HandlerThreads, Lifecycle, LifecycleEvent, Observers, watch_tasks
 from gati_core.wire import WEBSOCKET, Reply
 from gati_testing._execution import Execution
 from gati_testing._memory_bucket import MemoryBucket
 from gati_testing._memory_channels import ClientEnd, MemoryChannels
 from gati_testing._memory_topics import MemoryTopics
+from gati_testing._recorded_topics import RecordedTopics
 from gati_testing.assertions import Answer
 from gati_testing.builders import BuiltRequest, RequestBuilder, as_request, next_request_id
 
 AnyRequest = BuiltRequest | RequestBuilder | Mapping[str, Any] | None
 AnyHandler = Route[Any] | Callable[..., Any] | str
 
+_SETTLE_S = 5.0
+
 
 class Result(msgspec.Struct, kw_only=True):
     """What came of one execution."""
 
     response: Answer
+    """Status 499 when the execution was cancelled as if the client had gone: nobody was answered."""
     lctx: LocalContext
-    """As the handler left it; its state is cleared at the end of the request, `state` is not."""
+    """As the request left it; its state is cleared at the end, `state` is not."""
     state: dict[str, Any]
-    """What `lctx.set` had stored when the handler ended."""
+    """What `lctx.set` had stored when the handler and its hooks had ended."""
     error: BaseException | None
     """What made the request fail, as it was raised."""
     events: list[LifecycleEvent]
     """Everything the lifecycle did, in order."""
     published: list[Event]
-    """What was published on topics that the harness listens to; see `Harness.listen`."""
+    """What was published on topics, global ones and those of the request, in order."""
     sent: list[str | bytes]
     """Messages that a WebSocket handler sent."""
     close_code: int | None = None
@@ -51,19 +57,30 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 class Harness:
-    """Runs handlers of an app, or plain handler functions, in this event loop.
+    """Runs handlers with their hooks, or plain handler functions, in this event loop.
+
+    What decorators of an `App` return knows its app: its hooks, buckets and alerts apply. Start-up and
+    shutdown hooks do not run here; `simulate` runs them. `gctx.state`, metrics and buckets live as
+    long as the harness, as in one worker process.
 
     Args:
-        app: hooks, buckets and alerts of this app apply. Without one, each function stands alone.
+        app: for handlers that are named by their id, and functions that were registered with it.
         modules: `gctx.modules`, by name; see `create_mock_module`.
         services: `gctx.services`, by name.
         config: `gctx.config`.
         timeout_s: the deadline of a request, unless the execution says otherwise.
+        threads: `def` handlers and hooks that run at once.
+        clock: Unix seconds, for the contexts.
 
+    >>> app = App("shop")
+    >>> @app.post("/orders")
+    ... async def place_order(req, res, gctx, lctx) -> None:
+    ...     res.status(201).json(await gctx.modules["orders"].create(req.body["sku"]))
     >>> async def test_place_order() -> None:
-    ...     async with Harness(app, modules={"orders": orders}) as harness:
-    ...         result = await harness.execute_handler(place_order, {"body": {"sku": "ada"}})
-    ...     assert result.response.status == 201
+    ...     harness = Harness(modules={"orders": create_stub_module({"create": "o-1"})})
+    ...     result = await harness.execute_handler(place_order, {"body": {"sku": "ada"}})
+    ...     assert_response(result.response).status(201).json("o-1")
+    >>> asyncio.run(test_place_order())
     """
 
     def __init__(
@@ -84,14 +101,11 @@ class Harness:
         self._timeout_s = timeout_s
         self._threads = HandlerThreads(threads)
         self._clock = clock
-        self._buckets = {name: MemoryBucket(name, now=clock) for name in (app.buckets if app else ())}
+        self._buckets: dict[str, MemoryBucket] = {}
         self._port = MemoryTopics()
-        self.topics = Topics(self._port, publisher="harness")
-        """Publish to handlers' subscriptions, or listen to what they publish."""
-        self._published: list[Event] = []
-        self._listening: list[Subscription] = []
+        self._topics: Topics | None = None
         self._last: Execution | None = None
-        self._gctx = self._global_context({}, {})
+        self._gctx = self._global_context(app, {}, {}, None)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -109,107 +123,117 @@ class Harness:
         """Run one handler with its hooks and its cleanup.
 
         Args:
-            handler: what a decorator returned, a handler's id, or a plain `(req, res, gctx, lctx)` function.
+            handler: what a decorator returned, a handler's id, or a `(req, res, gctx, lctx)` function.
             request: see `as_request` for the form of a mapping.
             modules: added to those of the harness, for this execution.
             config: likewise.
             timeout_s: the request's deadline.
-            messages: what a WebSocket client sends before it closes with 1000.
-            while_running: called with the execution once it has begun; to cancel it, for example.
+            messages: what a WebSocket client sends. It closes, with 1000, when the handler has taken
+                them all and waits for the next.
+            while_running: a plain or async function, called with the execution once the handler waits
+                for something (or has ended); `execution.cancel("client_gone")` ends it.
         Raises:
             LookupError: no such handler.
         """
-        found = self._find(handler)
+        app, found = self._find(handler)
         built = as_request(request)
         if found.call.is_websocket:
             built = msgspec.structs.replace(built, method=WEBSOCKET)
+        loop = asyncio.get_running_loop()
+        if loop.get_task_factory() is None:
+            watch_tasks(loop)  # as in a worker: what a handler starts and forgets ends with its request
+        published: list[Event] = []
         events: list[LifecycleEvent] = []
-        observers = Observers(instance="harness")
-        observers.listen(events.append)
-        for listener in self.app.listeners if self.app else ():
-            observers.listen(listener)
-        channels = MemoryChannels(asyncio.get_running_loop().time)
-        self._gctx = self._global_context(modules or {}, config or {})
-        lifecycle = Lifecycle(
-            gctx=self._gctx,
-            threads=self._threads,
-            version="test",
-            observers=observers,
-            channels=channels,
-            topics=self.topics.local,
-            clock=self._clock,
+        topics = Topics(RecordedTopics(self._port, published), publisher="harness")
+        gctx = self._gctx = self._global_context(app, modules or {}, config or {}, topics)
+        lifecycle = self._lifecycle(app, gctx, topics, events)
+        execution = self._last = Execution(
+            lifecycle,
+            found.plan(),
+            built.descriptor(
+                request_id=next_request_id(),
+                now_ms=int(self._clock() * 1000),
+                timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+                reply_to="memory.reply.r",
+            ),
+            built.params,
+            built.body,
         )
-        lifecycle.alerts.extend(self.app.alerts if self.app else ())
-        descriptor = built.descriptor(
-            request_id=next_request_id(),
-            now_ms=int(self._clock() * 1000),
-            timeout_s=timeout_s or self._timeout_s,
-            reply_to="memory.reply.r",
-        )
-        execution = Execution(lifecycle, found.plan(), descriptor, built.params, built.body)
-        self._last = execution
-        running = asyncio.ensure_future(execution.finish())
-        state: dict[str, Any] = {}
-        lctx = execution.lctx
-        lctx.lifecycle.on_cleanup(lambda: state.update(lctx._state or {}))
-        if while_running is not None:
-            outcome = while_running(execution)
-            if asyncio.iscoroutine(outcome):
-                await outcome
-        if found.call.is_websocket:
-            await self._talk(execution, channels, list(messages), running)
-        reply = await running
-        await asyncio.gather(*lifecycle.detached, return_exceptions=True)
-        end = channels.ends.get(descriptor.request_id)
+        running = asyncio.Task(execution.finish(), loop=loop, name=f"harness {execution.lctx.request_id}")
+        end: ClientEnd | None = None
+        try:
+            await execution.has_started.wait()
+            if while_running is not None:
+                outcome = while_running(execution)
+                if inspect.isawaitable(outcome):
+                    await outcome
+            await execution.began.wait()
+            channels = lifecycle.channels
+            end = channels.claim(execution.lctx.request_id) if isinstance(channels, MemoryChannels) else None
+            if end is not None and found.call.is_websocket:
+                await _talk(end, messages, self._timeout_s if timeout_s is None else timeout_s)
+            await asyncio.wait([running])
+        finally:
+            with anyio.CancelScope(shield=True):  # bounded: what does not end in time is left
+                execution.cancel("client_gone")  # nothing happens when it has ended
+                await asyncio.wait([running], timeout=2 * _SETTLE_S)
+                await _settle(lifecycle, topics)
         return Result(
-            response=_answer(reply, execution, end),
-            lctx=lctx,
-            state=state,
+            response=_answer(running.result(), execution, end),
+            lctx=execution.lctx,
+            state=execution.state,
             error=execution.run.failure,
             events=events,
-            published=list(self._published),
+            published=published,
             sent=_messages(end),
             close_code=end.ended.code if end is not None and end.ended is not None else None,
         )
 
-    @staticmethod
-    async def _talk(
-        execution: Execution, channels: MemoryChannels, messages: list[str | bytes], running: asyncio.Future[Any]
-    ) -> None:
-        await execution.began.wait()
-        end = channels.ends.get(execution.lctx.request_id)
-        if end is None or running.done():
-            return
-        for message in messages:
-            if isinstance(message, str):
-                end.send("text", message.encode())
-            else:
-                end.send("binary", message)
-            await asyncio.sleep(0)
-        if end.channel.is_open:
-            end.send("close", code=1000)
-
-    def _find(self, handler: AnyHandler) -> Handler:
-        if isinstance(handler, Route):
-            handler = handler.id if self.app is not None and handler.id in self.app.handlers else handler.function
+    def _find(self, handler: AnyHandler) -> tuple[App, Handler]:
+        if isinstance(handler, Route) and handler.app is not None:
+            return handler.app, handler.app.handlers[handler.id]
+        handlers = self.app.handlers if self.app else {}
         if isinstance(handler, str):
-            handlers = self.app.handlers if self.app else {}
-            if handler not in handlers:
+            if self.app is None or handler not in handlers:
                 raise LookupError(f"no handler {handler!r} (there are: {', '.join(sorted(handlers)) or 'none'})")
-            return handlers[handler]
-        for each in (self.app.handlers if self.app else {}).values():
-            if each.call.function is handler:
-                return each
+            return self.app, handlers[handler]
+        for each in handlers.values():
+            if self.app is not None and each.call.function is handler:
+                return self.app, each
         alone = App("harness")
         alone.route("/", methods=["POST"], id="handler")(handler)
-        return alone.handlers["handler"]
+        return alone, alone.handlers["handler"]
+
+    def _lifecycle(self, app: App, gctx: GlobalContext, topics: Topics, events: list[LifecycleEvent]) -> Lifecycle:
+        observers = Observers(instance="harness")
+        for listener in (events.append, *app.listeners):
+            observers.listen(listener)
+        lifecycle = Lifecycle(
+            gctx=gctx,
+            threads=self._threads,
+            version="test",
+            observers=observers,
+            channels=MemoryChannels(asyncio.get_running_loop().time),
+            topics=topics.local,
+            clock=self._clock,
+        )
+        lifecycle.alerts.extend(app.alerts)
+        return lifecycle
 
     # -- around it ------------------------------------------------------------------------------
 
-    async def listen(self, *topics: str) -> None:
-        """From now on, `Result.published` holds what handlers publish on these global topics."""
-        for topic in topics:
-            self._listening.append(await self.topics.subscribe(topic, self._published.append))
+    @property
+    def topics(self) -> Topics:
+        """Publish to what handlers subscribe to, or listen to what they publish while they run."""
+        if self._topics is None:
+            self._topics = Topics(self._port, publisher="test")
+        return self._topics
+
+    def bucket(self, name: str) -> MemoryBucket:
+        """`gctx.buckets[name]`, to prepare it before or to look into it afterwards."""
+        if name not in self._buckets:
+            self._buckets[name] = MemoryBucket(name, now=self._clock)
+        return self._buckets[name]
 
     def get_local_context(self) -> LocalContext:
         """The local context of the last execution.
@@ -222,12 +246,14 @@ class Harness:
         return self._last.lctx
 
     def get_global_context(self) -> GlobalContext:
-        """The global context of the last execution, or of the next one."""
+        """The global context of the last execution; before the first, one without topics."""
         return self._gctx
 
     async def cleanup(self) -> None:
-        """Close what is open."""
-        await self.topics.aclose()
+        """Close what the test subscribed to; executions leave nothing open."""
+        if self._topics is not None:
+            topics, self._topics = self._topics, None
+            await topics.aclose()
 
     async def __aenter__(self) -> Harness:
         return self
@@ -237,15 +263,21 @@ class Harness:
     ) -> None:
         await self.cleanup()
 
-    def _global_context(self, modules: Mapping[str, Any], config: Mapping[str, Any]) -> GlobalContext:
-        return GlobalContext(
-            Instance("harness", self.app.name if self.app else "harness", "harness", "localhost", 0),
-            buckets=self._buckets,
+    def _global_context(
+        self, app: App | None, modules: Mapping[str, Any], config: Mapping[str, Any], topics: Topics | None
+    ) -> GlobalContext:
+        gctx = GlobalContext(
+            Instance("harness", app.name if app else "harness", "harness", "localhost", int(self._clock() * 1000)),
+            buckets={name: self.bucket(name) for name in (app.buckets if app else ())},
             config={**self._config, **config},
             modules=Registry("module", {**self._modules, **modules}),
             services=Registry("service", self._services),
-            topics=self.topics,
+            topics=topics,
         )
+        last: GlobalContext | None = getattr(self, "_gctx", None)
+        if last is not None:  # one process, as far as handlers can tell
+            gctx.state, gctx.metrics = last.state, last.metrics
+        return gctx
 
 
 def create_test_harness(
@@ -263,19 +295,41 @@ async def run_handler(
         return await harness.execute_handler(handler, request)
 
 
+async def _talk(end: ClientEnd, messages: Iterable[str | bytes], within_s: float) -> None:
+    try:
+        async with asyncio.timeout(within_s):
+            for message in messages:
+                if isinstance(message, str):
+                    await end.send("text", message.encode())
+                else:
+                    await end.send("binary", message)
+            await end.answered()
+    except (ChannelClosed, TimeoutError):
+        pass  # the handler has heard enough, or does not listen
+    end.close(1000)
+
+
+async def _settle(lifecycle: Lifecycle, topics: Topics) -> None:
+    """Let end what may outlive a request; a harness outlives none."""
+    loose = [*lifecycle.detached, *lifecycle.gctx.spawned]
+    if loose:
+        _, late = await asyncio.wait(loose, timeout=_SETTLE_S)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=_SETTLE_S)
+    await topics.aclose()
+
+
 def _answer(reply: Reply | None, execution: Execution, end: ClientEnd | None) -> Answer:
     if reply is not None:
         return Answer(status=reply.status, headers=reply.headers, body=reply.body)
-    if execution.head is not None and end is not None:
-        is_cut = end.ended is None or end.ended.kind == "abort"
-        is_stream = execution.head.status != 101
-        return Answer(
-            status=execution.head.status,
-            headers=execution.head.headers,
-            body=b"".join(end.parts),
-            is_cut=is_cut and is_stream,
-        )
-    return Answer(status=499)
+    head = execution.head
+    if head is None or end is None:
+        return Answer(status=499)
+    parts = b"".join(frame.data for frame in end.frames if frame.kind == "part")
+    is_cut = head.status != 101 and (end.ended is None or end.ended.kind != "end")
+    return Answer(status=head.status, headers=head.headers, body=parts, is_cut=is_cut)
 
 
 def _messages(end: ClientEnd | None) -> list[str | bytes]:

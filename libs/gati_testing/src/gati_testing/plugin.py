@@ -1,8 +1,8 @@
 """The pytest plugin: a real fabric for every module that asks for one, and an HTTP client on it.
 
 Registered through the `pytest11` entry point; a project that installs `gati-testing` has these
-fixtures without importing anything. What a handler author uses: `gati_apps`, `gati_fabric`,
-`gati_client`, `gati_sync_client`. The others are one level below.
+fixtures without importing anything. What a handler author uses: `gati_harness` for one handler, and
+`gati_apps`, `gati_fabric`, `gati_client`, `gati_sync_client`. The others are one level below.
 
 The fixtures of the fabric are plain, not async: they fit sync and async tests, whoever runs those.
 """
@@ -17,12 +17,14 @@ import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from gati_core import App
 from gati_core.fabric import EmbeddedBroker, Fabric, open_fabric
 from gati_core.ids import new_instance_id
 from gati_core.settings import FabricSettings
 from gati_testing import _backend, _guard
 from gati_testing._project import app_of_project
 from gati_testing._running_fabric import AppSource, FabricNotServing, RunningFabric, is_entry_point, running_fabric
+from gati_testing.harness import Harness
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,6 +56,21 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             if isinstance(value, RunningFabric):
                 report.sections.append(("services of the fabric", value.logs()))
     return report
+
+
+# -- one handler, in the test's own process -----------------------------------------------------------
+
+
+@pytest.fixture
+def gati_app() -> App | None:
+    """The app of `gati_harness`, for handlers that are named by their id; override it. None by default."""
+    return None
+
+
+@pytest.fixture
+def gati_harness(gati_app: App | None) -> Harness:
+    """A harness of the test's own: `result = await gati_harness.execute_handler(place_order, {"body": …})`."""
+    return Harness(gati_app)
 
 
 # -- a fabric that serves the project's handlers ------------------------------------------------------

@@ -26,6 +26,7 @@ from gati_core.wire import (
     encode,
 )
 from gati_core.wire.subjects import PRIORITIES, TOKEN
+from gati_testing.builders import BuiltRequest
 
 _INT64 = 2**63 - 1
 _READ_BY_THE_INGRESS = frozenset({"x-version", "x-flags", "x-priority"})
@@ -372,3 +373,88 @@ def state_steps(requests: int) -> st.SearchStrategy[list[StateStep]]:
         ),
         max_size=40,
     )
+
+
+# -- what runs around a handler -----------------------------------------------------------------
+
+HOOK_KINDS = ("before", "after", "catch")
+HOOK_LEVELS = ("global", "route", "local")
+HOOK_FORMS = ("def", "async def", "partial", "callable object", "async callable object", "threaded")
+
+
+class HookShape(msgspec.Struct, frozen=True):
+    """A hook that somebody may register, and how it behaves."""
+
+    kind: str
+    level: str
+    form: str = "def"
+    failures: int = 0
+    """Attempts that raise before one succeeds."""
+    retries: int = 0
+
+    @property
+    def succeeds(self) -> bool:
+        """Whether one of its attempts does."""
+        return self.failures <= self.retries
+
+
+def hook_shapes(
+    *, kinds: tuple[str, ...] = HOOK_KINDS, forms: tuple[str, ...] = HOOK_FORMS[:-1], most_failures: int = 2
+) -> st.SearchStrategy[HookShape]:
+    """Hooks of every kind, level and form; with `most_failures=0` all of them succeed at once."""
+    return st.builds(
+        HookShape,
+        kind=st.sampled_from(kinds),
+        level=st.sampled_from(HOOK_LEVELS),
+        form=st.sampled_from(forms),
+        failures=st.just(0) | st.integers(0, most_failures),
+        retries=st.integers(0, most_failures),
+    )
+
+
+def hook_sets(**options: object) -> st.SearchStrategy[list[HookShape]]:
+    """Hooks in the order of their registration; see `hook_shapes`."""
+    return st.lists(hook_shapes(**options), max_size=8)  # type: ignore[arg-type]
+
+
+def json_values() -> st.SearchStrategy[object]:
+    """What a JSON body may hold, without fractions."""
+    leaves = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | text()
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text(), inner, max_size=3), max_leaves=6
+    )
+
+
+def plain_states() -> st.SearchStrategy[dict[str, object]]:
+    """What a request may keep in its local context, of values that equal themselves."""
+    return st.dictionaries(text(), payloads(), max_size=5)
+
+
+# -- requests as handler authors write them -----------------------------------------------------
+
+
+def headers() -> st.SearchStrategy[HeaderPairs]:
+    """Headers of a client's own, repeated names included; none that the ingress reads itself."""
+    names = st.from_regex(r"x-[a-z]{1,12}", fullmatch=True).filter(lambda name: name not in _READ_BY_THE_INGRESS)
+    values = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=30)
+    return st.lists(st.tuples(names, values), max_size=4)
+
+
+def requests(*, path: str = "/", methods: tuple[str, ...] = _METHODS) -> st.SearchStrategy[BuiltRequest]:
+    """Requests for one path, with any query, headers and body; for `Simulation.request` and `execute_handler`."""
+    json_bodies = json_values().map(msgspec.json.encode)
+    bodies = (
+        st.just((b"", ""))
+        | st.tuples(json_bodies, st.just("application/json"))
+        | st.tuples(st.binary(max_size=300), st.sampled_from(("application/octet-stream", "application/json", "")))
+        | st.tuples(text().map(str.encode), st.just("text/plain"))
+        | st.tuples(st.lists(st.tuples(text(), text()), max_size=3).map(lambda each: urlencode(each).encode()),
+                    st.just("application/x-www-form-urlencoded"))
+    )  # fmt: skip
+
+    def build(method: str, query: str, pairs: HeaderPairs, body: tuple[bytes, str]) -> BuiltRequest:
+        content_type = [("content-type", body[1])] if body[1] else []
+        return BuiltRequest(method=method, path=path, query=query, headers=[*pairs, *content_type], body=body[0])
+
+    queries = st.lists(st.tuples(text(), text()), max_size=3).map(urlencode)
+    return st.builds(build, st.sampled_from(methods), queries, headers(), bodies)

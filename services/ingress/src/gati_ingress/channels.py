@@ -130,6 +130,11 @@ class Channel:
         if kind == "ack":
             self._on_ack(frame.seq)
             return
+        if kind == "probe":
+            if frame.seq != self._next_seq - 1:
+                text = f"the worker has sent {frame.seq} frames, and {self._next_seq - 1} came: messages were lost"
+                self.fail(ChannelBroken(text, is_mutual=True))
+            return
         if frame.seq == 0 and kind in ("abort", "close"):
             # Not one of the stream's frames: whoever listens there does not know this channel (any more).
             self.fail(ChannelBroken(frame.text or "the worker does not know this channel"))
@@ -232,12 +237,13 @@ class Channel:
     def probe(self) -> None:
         """Say that we are here, and have the broker tell us when nobody listens.
 
+        It says how much was sent, and so does the answer: what a crashed broker lost is noticed.
         The last acknowledgement goes along again: lost with a broker, it would stall the worker.
         """
         if self._is_finished or self._error is not None:
             return
         owner = self._owner
-        frame = Frame(PROTOCOL, self.request_id, 0, "probe")
+        frame = Frame(PROTOCOL, self.request_id, self._seq, "probe")
         try:
             owner.port.publish_now(self._subject, encode(frame), owner.frames_subject(self.request_id))
         except GatiError as exc:

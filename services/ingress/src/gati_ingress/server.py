@@ -49,7 +49,12 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True  # a second signal: now
             return
-        log.info("ingress_draining", signal=signal.Signals(sig).name, in_flight=self._ingress.in_flight)
+        log.info(
+            "ingress_draining",
+            signal=signal.Signals(sig).name,
+            in_flight=self._ingress.in_flight,
+            channels=len(self._ingress.channels),
+        )
         self._ingress.begin_drain()
         asyncio.get_running_loop().call_later(self._grace_s, self._ingress.answer_all_waiting)
         self.should_exit = True

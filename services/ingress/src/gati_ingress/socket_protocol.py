@@ -3,6 +3,8 @@
 uvicorn reads until the application has a message to take, and then stops reading. That leaves three
 things without a bound: the many small messages of one read, answers to pings that the client does
 not read, and a closed connection whose client does not take the rest.
+
+It leans on names that uvicorn does not promise, so the dependency is pinned below its next minor version.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import anyio
 import msgspec
 import structlog
 
+from gati_core.ids import new_instance_id
 from gati_core.settings import FabricSettings
 from gati_worker.ledger import CrashLedger, LedgerEntry
 from gati_worker.packages import PackageSpec
@@ -32,6 +33,8 @@ class Child:
         self._ledger: CrashLedger | None = None
         self.app = ""
         self.ready: Status | None = None
+        self.worker_id = new_instance_id()
+        """Under which it will announce itself."""
         self.is_leaving = False
 
     @classmethod
@@ -67,9 +70,16 @@ class Child:
         """Hand it a package; returns what it says: ready, or why not."""
         fd, name = tempfile.mkstemp(prefix=f"gati-{spec.name}-", suffix=".ledger")
         os.close(fd)
-        self._ledger = CrashLedger(Path(name), settings.max_in_flight * 2)
+        self._ledger = CrashLedger(Path(name), settings.ledger_slots)
         self.app = spec.name
-        assignment = Assignment(spec=spec, settings=settings, fabric=fabric, ledger=name, status_fd=self._status_fd)
+        assignment = Assignment(
+            spec=spec,
+            settings=settings,
+            fabric=fabric,
+            ledger=name,
+            status_fd=self._status_fd,
+            worker=self.worker_id,
+        )
         status = Status(event="failed", error="the worker process ended before it was ready")
         try:
             if self._process.stdin is not None:

@@ -27,6 +27,7 @@ from gati_core.errors import (
     PermanentError,
     PoisonMessage,
     ShuttingDown,
+    TooManyChannels,
     TransientError,
 )
 from gati_core.fabric import Channel, DeliveryPort, Fabric
@@ -130,7 +131,16 @@ class _Running:
 class Executor:
     """Runs what the pull consumers deliver. See the module."""
 
-    def __init__(self, *, app: App, pool: str, fabric: Fabric, lifecycle: Lifecycle, ledger: CrashLedger) -> None:
+    def __init__(
+        self,
+        *,
+        app: App,
+        pool: str,
+        fabric: Fabric,
+        lifecycle: Lifecycle,
+        ledger: CrashLedger,
+        max_channels: int = 4096,
+    ) -> None:
         self._plans: dict[str, Plan] = {name: handler.plan() for name, handler in app.handlers.items()}
         self._pool = pool
         self._fabric = fabric
@@ -140,6 +150,9 @@ class Executor:
         self._ledger = ledger
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, _Running] = {}
+        self._max_channels = max_channels
+        self._channels = 0
+        """Requests whose answer has begun as a stream or socket."""
         self._cancelled: dict[str, None] = {}
         self._chores: set[asyncio.Task[None]] = set()
         self._deaf: set[asyncio.Task[None]] = set()
@@ -153,8 +166,8 @@ class Executor:
 
     @property
     def in_flight(self) -> int:
-        """Requests whose handler has started and not been answered."""
-        return len(self._running)
+        """Requests whose handler has started and not begun to answer."""
+        return len(self._running) - self._channels
 
     # -- taking work ----------------------------------------------------------------------------
 
@@ -293,7 +306,6 @@ class Executor:
         if running.cancel_reason:
             self.stats.cancelled += 1
         if running.channel is not None:
-            running.delivery.release()
             self.stats.replied += 1
             self._forget(running)
         elif reply is None:
@@ -310,9 +322,17 @@ class Executor:
             self._finish(running, reply)
 
     def begin_answer(self, running: _Running, reply: Reply, channel: Channel) -> None:
-        """The head of a stream or the acceptance of a socket leaves: nobody else may run this now."""
+        """The head of a stream or the acceptance of a socket leaves: nobody else may run this now.
+
+        Raises:
+            TooManyChannels: as many are open as may be.
+            BrokerUnavailable: the head could not be sent.
+        """
+        if self._channels >= self._max_channels:
+            raise TooManyChannels(f"{self._channels} streams and sockets are open, as many as this worker holds")
         self._connection.publish_now(running.item.reply_to.encode(), encode(reply))
         running.channel = channel
+        self._channels += 1
         # Over once the client has gone: a stream at once, a socket's handler may see it and finish.
         channel.on_lost = lambda _reason: self._client_lost(running)
         running.deadline_ms = running.own_deadline_ms
@@ -322,6 +342,8 @@ class Executor:
             running.is_once = True
             self._ledger.clear(running.slot)
             running.slot = self._note(running.item, running.delivery, running.delivery.attempt, is_once=True)
+        # It may be open for hours: the place is for the next request.
+        running.delivery.release()
 
     def _client_lost(self, running: _Running) -> None:
         if running.run is not None and running.run.plan.call.is_websocket:
@@ -345,11 +367,15 @@ class Executor:
             log.error("reply_too_large", request_id=reply.request_id, handler=running.item.handler, error=str(exc))
             refusal = GatiError("The handler's answer is too large to be sent.")
             self._connection.publish_or_hold(reply_to, encode(problem_reply(refusal, reply.request_id, reply.timing)))
-        if running.is_once:
-            running.delivery.release()
-        else:
-            running.delivery.ack()
+        self._settle_delivery(running)
         self._forget(running)
+
+    @staticmethod
+    def _settle_delivery(running: _Running) -> None:
+        if not running.is_once:
+            running.delivery.ack()
+        elif running.channel is None:  # else it was released when the answer began
+            running.delivery.release()
 
     def _settle_cancelled(self, running: _Running) -> None:
         """Cancelled before the handler had begun, or while its answer was being stored."""
@@ -369,14 +395,14 @@ class Executor:
 
     def _drop(self, running: _Running) -> None:
         """Nobody waits for an answer."""
-        if running.is_once:
-            running.delivery.release()
-        else:
-            running.delivery.ack()
+        self._settle_delivery(running)
         self._forget(running)
 
     def _forget(self, running: _Running) -> None:
+        if running.channel is not None and not running.is_forgotten:
+            self._channels -= 1
         running.is_forgotten = True
+        running.run = None  # which refers back: without this, only the garbage collector would free them
         self._running.pop(running.item.request_id, None)
         # Cleared only after this turn's flush: the reply is in the kernel's hands by then.
         if not self._done_slots:

@@ -27,15 +27,14 @@ import uvloop
 
 from gati_core import App
 from gati_core.contexts import Bucket, GlobalContext, Instance, TopicHost, Topics
-from gati_core.errors import GatiError, TransientError
+from gati_core.errors import GatiError, MessageTooLarge, TransientError
 from gati_core.fabric import ChannelHost, Fabric, KvBucket, PullConsumer, open_fabric
 from gati_core.fabric.topics import FabricTopics
-from gati_core.ids import new_instance_id
 from gati_core.lifecycle import HandlerThreads, Lifecycle, Observers, watch_tasks
 from gati_core.manifests import PoolManifest, WorkerAnnouncement, pool_name
 from gati_core.observe import set_up_logging, settle_garbage_collector
 from gati_core.settings import FabricSettings
-from gati_core.wire import TraceRecord, encode
+from gati_core.wire import StoredRun, TraceRecord, encode
 from gati_worker.duties import ProcessDuties, first_config
 from gati_worker.execution import Executor
 from gati_worker.ledger import CrashLedger
@@ -46,6 +45,7 @@ from gati_worker.watchdog import known_code, open_watchdog
 log = structlog.get_logger(__name__)
 
 _WORN_OUT = 4
+_MAX_STORED_RUN = 512 * 1024
 
 
 class Assignment(msgspec.Struct, kw_only=True):
@@ -56,6 +56,8 @@ class Assignment(msgspec.Struct, kw_only=True):
     fabric: FabricSettings
     ledger: str
     status_fd: int
+    worker: str
+    """The id under which it announces itself: the supervisor takes that down if the child cannot."""
 
 
 class Status(msgspec.Struct, kw_only=True):
@@ -74,11 +76,19 @@ class Runner:
     """One package in this process. `start`, then `drain`."""
 
     def __init__(
-        self, *, app: App, pool: str, version: str, settings: WorkerSettings, fabric: Fabric, ledger: CrashLedger
+        self,
+        *,
+        app: App,
+        pool: str,
+        worker_id: str,
+        version: str,
+        settings: WorkerSettings,
+        fabric: Fabric,
+        ledger: CrashLedger,
     ) -> None:
         self.app = app
         self.pool = pool
-        self.id = new_instance_id()
+        self.id = worker_id
         self._version = version
         self._settings = settings
         self._fabric = fabric
@@ -116,7 +126,12 @@ class Runner:
         durables = await self._fabric.topology.ensure_pool(self.pool, {each.id: each.mode for each in handlers})
         lifecycle = await self._prepare_lifecycle(buckets)
         self._executor = Executor(
-            app=self.app, pool=self.pool, fabric=self._fabric, lifecycle=lifecycle, ledger=self._ledger
+            app=self.app,
+            pool=self.pool,
+            fabric=self._fabric,
+            lifecycle=lifecycle,
+            ledger=self._ledger,
+            max_channels=self._settings.max_channels,
         )
         self._duties = ProcessDuties(
             gctx=lifecycle.gctx,
@@ -176,7 +191,12 @@ class Runner:
         )
         self._channels = ChannelHost(connection, subjects, self.id)
         await connection.subscribe(self._channels.filter, self._channels.on_message)
-        observers = Observers(instance=self.id, trace=self._keep_trace)
+        observers = Observers(
+            instance=self.id,
+            trace=self._keep_trace,
+            keep=None if settings.store_runs == "off" else self._keep_run,
+            keeps_all=settings.store_runs == "all",
+        )
         for listener in self.app.listeners:
             observers.listen(listener)
         lifecycle = Lifecycle(
@@ -194,6 +214,13 @@ class Runner:
     def _keep_trace(self, record: TraceRecord) -> None:
         subject = self._fabric.subjects.trace(record.request_id).encode()
         self._fabric.publisher.publish(subject, encode(record), _note_trace)
+
+    def _keep_run(self, run: StoredRun) -> None:
+        data = encode(run)
+        if len(data) > _MAX_STORED_RUN:
+            raise MessageTooLarge(f"a stored run of {len(data)} bytes exceeds the limit of {_MAX_STORED_RUN}")
+        subject = self._fabric.subjects.stored_run(run.request_id).encode()
+        self._fabric.publisher.publish(subject, data, _note_trace)
 
     async def _publish_manifest(self, manifest: PoolManifest) -> PoolManifest:
         """Make this the app's newest version, unless it is already: then keep its date.
@@ -275,6 +302,7 @@ class Runner:
             failed=stats.failed,
             health=report.status if report is not None else "healthy",
             health_notes=report.notes[:20] if report is not None else [],
+            abandoned=self.executor.abandoned,
         )
         ttl_s = max(2, int(self._settings.heartbeat_s * 4))
         await self._members.put(self._key, msgspec.json.encode(announcement), ttl_s=ttl_s)
@@ -286,7 +314,7 @@ def _note_trace(_context: object, error: GatiError | None) -> None:
 
 
 async def _run(assignment: Assignment, app: App, pool: str) -> None:
-    ledger = CrashLedger(Path(assignment.ledger), assignment.settings.max_in_flight * 2)
+    ledger = CrashLedger(Path(assignment.ledger), assignment.settings.ledger_slots)
     leave = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, leave.set)
@@ -306,6 +334,7 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
             settings=assignment.settings,
             fabric=fabric,
             ledger=ledger,
+            worker_id=assignment.worker,
         )
         await runner.start()
         settle_garbage_collector()

@@ -15,6 +15,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Comma-separated entry point names (group `gati.apps`) to run; empty means every installed one."""
     max_in_flight: Annotated[int, Meta(ge=1, le=8192)] = 256
     """Requests a package executes at once, for each delivery mode that it uses."""
+    max_channels: Annotated[int, Meta(ge=1, le=65_536)] = 4096
+    """Streams and sockets a package holds open at once; they take no place of `max_in_flight` once they have
+    begun. One more is answered 503."""
     threads: Annotated[int, Meta(ge=1, le=1024)] = 32
     """Threads for `def` handlers, per package."""
     heartbeat_s: Annotated[float, Meta(gt=0)] = 2.0
@@ -25,6 +28,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Seconds that all shutdown hooks of a child may take together; each has 10 of its own."""
     max_abandoned: Annotated[int, Meta(ge=1)] = 64
     """Handlers that run on although they were cancelled; with this many the child is replaced."""
+    store_runs: Literal["off", "flagged", "all"] = "off"
+    """Which requests are stored whole, with body, state and events, beside their traces: none, those with
+    `x-gati-flags: snapshot`, or every one. Clients choose their flags, so this is off unless asked for."""
     region: str = ""
     zone: str = ""
     """Where this worker runs; handlers read both in `gctx.instance`."""
@@ -49,3 +55,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Touched while healthy, for container health checks; none when empty."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+
+    @property
+    def ledger_slots(self) -> int:
+        """What a child can run at once, in both delivery modes and open channels."""
+        return self.max_in_flight * 2 + self.max_channels

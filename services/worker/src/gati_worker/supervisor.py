@@ -155,13 +155,22 @@ class Supervisor:
             once = sum(entry.is_once for entry in unfinished)
             log.warning("requests_settled_for_child", answered=once, given_back=len(unfinished) - once)
         child.forget()
-        if crashed and child.ready is not None:
-            members = KvBucket(connection, self._fabric.subjects.pools_bucket)
-            key = self._fabric.subjects.member_key("worker", child.ready.pool, child.ready.worker)
-            try:
-                await members.delete(key)
-            except TransientError as exc:
-                log.debug("announcement_not_removed", key=key, error=str(exc))
+        if crashed:
+            await self._take_down(child)
+
+    async def _take_down(self, child: Child) -> None:
+        """Remove the announcement of a child that ended without doing so: routers would go on counting on it."""
+        members = KvBucket(self._fabric.connection, self._fabric.subjects.pools_bucket)
+        try:
+            if child.ready is not None:
+                await members.delete(self._fabric.subjects.member_key("worker", child.ready.pool, child.worker_id))
+                return
+            # It announces itself before it tells us that it is ready, and only then do we know its pool.
+            for key in await members.keys():
+                if key.endswith(f".{child.worker_id}"):
+                    await members.delete(key)
+        except TransientError as exc:
+            log.debug("announcement_not_removed", worker=child.worker_id, error=str(exc))
 
     async def _follow(self, hosted: _Hosted) -> None:
         root = Path(hosted.spec.root)
@@ -283,7 +292,7 @@ class _Hosted:
             if self.current is not child:
                 await child.dismiss()
                 # It pulls before it says that it is ready: what it had begun wants its answer too.
-                await self._supervisor.settle_for(child, crashed=False)
+                await self._supervisor.settle_for(child, crashed=True)
         self._supervisor.prepare_spares()
         took_ms = round((time.monotonic() - began) * 1000)
         if status.event == "ready":

@@ -14,7 +14,7 @@ from gati_core.app._route import HookRegistrar, Route
 from gati_core.app._signature import body_type, check_handler, describe, response_type, source_of
 from gati_core.contexts import Hook, ProcessLifecycle, TopicHandler
 from gati_core.errors import RegistrationError
-from gati_core.lifecycle import Alert, BodyReader, HandlerCall, Listener, Plan, ResponseCheck
+from gati_core.lifecycle import Alert, BodyReader, HandlerCall, Listener, Middleware, Plan, ResponseCheck
 from gati_core.manifests import METHODS, HandlerManifest, HookRecord, Method
 from gati_core.wire import WEBSOCKET, DeliveryMode, token
 
@@ -27,11 +27,14 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 class Handler:
     """One registered handler: its manifest, how to call it, and the hooks around it."""
 
-    __slots__ = ("_manifest", "_package_hooks", "call")
+    __slots__ = ("_manifest", "_middleware", "_package_hooks", "call")
 
-    def __init__(self, manifest: HandlerManifest, call: HandlerCall, package_hooks: list[Hook]) -> None:
+    def __init__(
+        self, manifest: HandlerManifest, call: HandlerCall, package_hooks: list[Hook], middleware: list[Middleware]
+    ) -> None:
         self._manifest = manifest
         self._package_hooks = package_hooks
+        self._middleware = middleware
         self.call = call
 
     @property
@@ -41,7 +44,7 @@ class Handler:
 
     def plan(self) -> Plan:
         """The handler with all hooks that are registered by now."""
-        return Plan(self.call, self._package_hooks)
+        return Plan(self.call, self._package_hooks, self._middleware)
 
     @property
     def manifest(self) -> HandlerManifest:
@@ -87,11 +90,15 @@ class App(HookRegistrar):
         self._buckets: list[str] = []
         self._listeners: list[Listener] = []
         self._alerts: list[Alert] = []
+        self._middleware: list[Middleware] = []
         self._subscribers: list[TopicHandler] = []
         self.lifecycle = ProcessLifecycle()
         """What runs when a worker process starts, leaves, is asked how it is, or is short of memory."""
         self.on_startup = self.lifecycle.on_startup
+        self.on_pre_shutdown = self.lifecycle.on_pre_shutdown
         self.on_shutdown = self.lifecycle.on_shutdown
+        self.on_config_reload = self.lifecycle.on_config_reload
+        self.on_memory_pressure = self.lifecycle.on_memory_pressure
         self.on_health_check = self.lifecycle.on_health_check
 
     @property
@@ -151,6 +158,40 @@ class App(HookRegistrar):
                     concurrency=concurrency,
                     timeout_s=timeout_s,
                 )
+            )
+            return function
+
+        return register
+
+    def use(self, *, path: str = "*", methods: Sequence[str] | None = None, priority: int = 0) -> Callable[[S], S]:
+        """Run the decorated `function(req, res, gctx, lctx, next)` around the package's handlers.
+
+        It runs after the before hooks, and `await next()` runs what it is around. Hooks do the same with
+        limits, retries and events; this is for code that was written as middleware.
+
+        Args:
+            path: `*`, `/admin/*`, `/users/:id` or an exact path.
+            methods: all when None.
+            priority: higher runs first.
+        Raises:
+            RegistrationError: the function or an option is not right.
+        """
+
+        def register(function: S) -> S:
+            self._middleware.append(Middleware(function, path=path, methods=methods, priority=priority))
+            return function
+
+        return register
+
+    def use_for_errors(
+        self, *, path: str = "*", methods: Sequence[str] | None = None, priority: int = 0
+    ) -> Callable[[S], S]:
+        """Call the decorated `function(error, req, res, gctx, lctx)` when a request fails, after the catch
+        hooks and until one has answered; options as `use`."""
+
+        def register(function: S) -> S:
+            self._middleware.append(
+                Middleware(function, path=path, methods=methods, priority=priority, is_for_errors=True)
             )
             return function
 
@@ -295,9 +336,9 @@ class App(HookRegistrar):
         )
         call = self._call(function, manifest, is_websocket=is_websocket)
         # Last, so that a refused registration leaves nothing behind.
-        self._handlers[handler_id] = Handler(manifest, call, self._hooks)
+        self._handlers[handler_id] = Handler(manifest, call, self._hooks, self._middleware)
         self._routes.update(((method, shape), handler_id) for method in methods)
-        return Route(function, handler_id, call.hooks)
+        return Route(function, handler_id, call.hooks, self)
 
     @staticmethod
     def _call(function: Any, manifest: HandlerManifest, *, is_websocket: bool) -> HandlerCall:

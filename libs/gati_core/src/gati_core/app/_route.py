@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from gati_core.contexts import Hook, HookKind, HookLevel, make_hook
 from gati_core.errors import RegistrationError
+
+if TYPE_CHECKING:
+    from gati_core.app._app import App
 
 F = TypeVar("F", bound=Callable[..., Any])
 H = TypeVar("H", bound=Callable[..., Any])
@@ -89,13 +92,15 @@ class Route(HookRegistrar, Generic[F]):
     ...     lctx.set("seen", True)
     """
 
-    def __init__(self, function: F, id: str, hooks: list[Hook]) -> None:
+    def __init__(self, function: F, id: str, hooks: list[Hook], app: App | None = None) -> None:
         super().__init__("route", hooks)
         functools.update_wrapper(self, function)
         self.function = function
         """What was decorated."""
         self.id = id
         """The handler's id."""
+        self.app = app
+        """Where it is registered."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the function itself, without hooks or validation."""

@@ -23,6 +23,7 @@ from gati_core.contexts._hooks import (
     Hook,
     HookKind,
     HookLevel,
+    check_parameters,
     is_async_callable,
     make_hook,
 )
@@ -42,7 +43,7 @@ from gati_core.contexts._request_lifecycle import PHASES, Phase, RequestLifecycl
 from gati_core.contexts._snapshots import Change, Operation, Snapshot, apply, diff, from_bytes, take_snapshot, to_bytes
 from gati_core.contexts._socket import WebSocket
 from gati_core.contexts._spans import Span, SpanRecord
-from gati_core.contexts._subscriptions import Event, Subscription, TopicPort
+from gati_core.contexts._subscriptions import Closable, Event, EventReader, Subscription, TopicPort
 from gati_core.contexts._tasks import TaskOwner, outliving_request, unowned_task, watch_tasks
 from gati_core.contexts._topic_host import TopicHandler, TopicHost
 from gati_core.contexts._topics import LocalTopics, RequestEvent, RequestEvents, Topics
@@ -58,9 +59,11 @@ __all__ = [
     "Change",
     "CheckResult",
     "ClientInfo",
+    "Closable",
     "Config",
     "ErrorWindow",
     "Event",
+    "EventReader",
     "GlobalContext",
     "HealthFacts",
     "HealthReport",
@@ -98,6 +101,7 @@ __all__ = [
     "VersionInfo",
     "WebSocket",
     "apply",
+    "check_parameters",
     "diff",
     "freeze",
     "from_bytes",

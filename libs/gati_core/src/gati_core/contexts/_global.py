@@ -148,8 +148,9 @@ class GlobalContext:
     ) -> None:
         self.instance = instance
         self.buckets: Mapping[str, Bucket] = _Buckets(buckets or {})
-        self.modules: Mapping[str, Any] = Registry("module") if modules is None else modules
-        self.services: Mapping[str, Any] = Registry("service") if services is None else services
+        self.modules: Registry[Any] = Registry("module") if modules is None else modules
+        self.services: Registry[Any] = Registry("service") if services is None else services
+        """Clients by name. Start-up hooks fill it: `gctx.services.register("database", pool)`."""
         self.state: dict[str, Any] = {}
         self.spawned: set[asyncio.Task[Any]] = set()
         """What `spawn` started and has not ended."""
@@ -179,8 +180,7 @@ class GlobalContext:
             NotRegistered: there is no such module; lists the ones there are.
             WrongKind: it is something else.
         """
-        modules: Any = self.modules
-        return modules.of_kind(name) if kind is None else modules.of_kind(name, kind)
+        return self.modules.of_kind(name) if kind is None else self.modules.of_kind(name, kind)
 
     @property
     def timescape(self) -> TimescapeClient:

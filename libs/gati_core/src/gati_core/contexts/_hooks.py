@@ -105,6 +105,8 @@ def make_hook(
         raise RegistrationError(f"{kind} hook {name}: backoff_s must be 0 or more, not {backoff_s}")
     if id is not None and (type(id) is not str or not id):
         raise RegistrationError(f"{kind} hook {name}: an id must be a non-empty string, not {id!r}")
+    if detached and retries:
+        raise RegistrationError(f"{kind} hook {name}: a detached hook has no retries; retry inside it")
     is_async = is_async_callable(function)
     if threaded and is_async:
         raise RegistrationError(f"{kind} hook {name}: threaded=True is for plain functions; this one is async")

@@ -29,7 +29,10 @@ class TaskOwner:
     @staticmethod
     def own_no_more(token: contextvars.Token[TaskOwner | None]) -> None:
         """Undo `own_what_follows`."""
-        _owner.reset(token)
+        try:
+            _owner.reset(token)
+        except ValueError:
+            pass  # an abandoned handler that is collected as garbage: its context is gone as well
 
     def add(self, task: asyncio.Task[Any]) -> None:
         """Called by the task factory."""

@@ -73,6 +73,11 @@ class Channel:
         """Whether frames can still be sent."""
         return self.closed is None and not self._has_ended
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits in `receive` for a frame that has not come."""
+        return self._reader is not None and not self._reader.done() and not self._inbox
+
     async def send(self, kind: FrameKind, data: bytes = b"") -> None:
         """Send one frame, waiting until the window has room for it.
 
@@ -124,7 +129,10 @@ class Channel:
     def feed(self, frame: Frame, now: float) -> None:
         """Take one frame from the wire. Called from the read loop; never waits, never raises."""
         self.heard_at = now
-        if frame.kind == "probe" or self.closed is not None:
+        if frame.kind == "probe":
+            self._on_probe(frame.seq)
+            return
+        if self.closed is not None:
             return
         if frame.kind == "ack":
             self._on_ack(frame.seq)
@@ -160,6 +168,20 @@ class Channel:
             if future is not None and not future.done():
                 future.set_result(None)
 
+    def _on_probe(self, seq: int) -> None:
+        # Each side tells how much it has sent: of what a broker lost, nothing else would be noticed
+        # while both wait for the other.
+        if self.closed is None and seq != self._received:
+            self.lose(f"the ingress has sent {seq} frames, and {self._received} came: messages were lost")
+        if self.closed is None:
+            answer = Frame(PROTOCOL, self.request_id, self._sent, "probe")
+        else:
+            answer = unknown_channel(self.request_id, self.closed.text)
+        try:
+            self._send(answer)
+        except BrokerUnavailable as exc:
+            log.debug("probe_not_answered", request_id=self.request_id, error=str(exc))
+
     def _on_ack(self, seq: int) -> None:
         while self._acked < min(seq, self._sent):
             self._acked += 1
@@ -188,6 +210,11 @@ class Channel:
         if not self.is_open:
             reason = self.closed.text if self.closed is not None else "its last frame was sent"
             raise ChannelClosed(f"nothing can be sent any more: {reason or 'the client closed the connection'}")
+
+
+def unknown_channel(request_id: str, reason: str = "") -> Frame:
+    """Tells an ingress that this channel is not open here (any more); no frame of the channel itself."""
+    return Frame(PROTOCOL, request_id, 0, "abort", b"", 0, reason or "the worker has ended this channel")
 
 
 class ChannelPort(Protocol):
@@ -235,11 +262,17 @@ class ChannelHost:
         """Forget a channel that has ended."""
         self._open.pop(request_id, None)
 
-    def on_message(self, subject: bytes, _reply: bytes, data: bytes, _headers: bytes | None) -> None:
+    def on_message(self, subject: bytes, reply: bytes, data: bytes, _headers: bytes | None) -> None:
         """Called for every message on `filter`."""
-        channel = self._open.get(subject.rpartition(b".")[2].decode("ascii", "replace"))
+        request_id = subject.rpartition(b".")[2].decode("ascii", "replace")
+        channel = self._open.get(request_id)
         if channel is None:
-            return  # it has ended; the ingress will hear so
+            if reply:  # a probe: a broker that crashed has lost our last frame
+                try:
+                    self._port.publish_now(reply, encode(unknown_channel(request_id)))
+                except BrokerUnavailable as exc:
+                    log.debug("probe_not_answered", request_id=request_id, error=str(exc))
+            return
         try:
             frame = decode_frame(data, subject="a channel")
         except MalformedMessage as exc:

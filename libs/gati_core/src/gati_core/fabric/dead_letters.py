@@ -13,7 +13,14 @@ import msgspec
 import nats.errors
 import nats.js.errors
 
-from gati_core.errors import BrokerUnavailable, GatiError, MalformedMessage, RequestError
+from gati_core.errors import (
+    BrokerUnavailable,
+    GatiError,
+    MalformedMessage,
+    RegistrationError,
+    RequestError,
+    TopologyError,
+)
 from gati_core.fabric.connection import Connection
 from gati_core.fabric.publisher import WindowedPublisher
 from gati_core.fabric.stored import text_headers
@@ -29,7 +36,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
     sequence: int
     stage: str
+    """`req` or `work` for requests, `topic` for events of a durable group."""
     pool: str
+    """Whose it was; `-` when nobody's yet, `app~group` for events."""
     subject: str
     """Where the message was before it died."""
     code: str
@@ -145,6 +154,43 @@ class DeadLetters:
         await self._publisher.send(subject, encode(descriptor), message_id=f"requeue-{sequence}-{now_ms}")
         await self.delete(sequence)
         return descriptor.request_id
+
+    async def requeue_event(self, sequence: int) -> str:
+        """Give an event of a topic to the group that gave it up, and to no other; returns `app~group`.
+
+        Raises:
+            MalformedMessage: what died is no event of a durable group.
+            TopologyError: the group has no consumer any more, so nobody would get it.
+        """
+        letter = await self.get(sequence)
+        subjects = self._connection.subjects
+        app, _, group = letter.pool.partition("~")
+        tokens = letter.subject.split(".")
+        try:
+            topic = tokens[2] if letter.stage == "topic" and tokens[:2] == [subjects.namespace, "topic"] else ""
+            durable = subjects.topic_consumer(app, group, topic)
+            subject = subjects.topic_group(app, group, topic)
+        except (RegistrationError, IndexError) as exc:
+            raise MalformedMessage(f"dead letter {sequence} is no event of a durable group") from exc
+        if subject not in await self._filters(subjects.topic_stream, durable):
+            raise TopologyError(
+                f"group {group!r} of app {app!r} no longer takes part in topic {topic!r}, so nobody would get the"
+                " event: start a worker of that app and requeue it then"
+            )
+        now_ms = time.time_ns() // 1_000_000
+        await self._publisher.send(subject, letter.data, message_id=f"requeue-{sequence}-{now_ms}")
+        await self.delete(sequence)
+        return letter.pool
+
+    async def _filters(self, stream: str, durable: str) -> list[str]:
+        """The subjects that a consumer reads; none when it does not exist."""
+        try:
+            config = (await self._connection.jetstream().consumer_info(stream, durable)).config
+        except nats.js.errors.NotFoundError:
+            return []
+        except (nats.errors.Error, OSError, TimeoutError) as exc:
+            raise BrokerUnavailable(f"looking at consumer {durable} of {stream}: {exc!r}") from exc
+        return config.filter_subjects or []
 
     async def delete(self, sequence: int) -> None:
         """Remove a dead letter for good.

@@ -13,6 +13,8 @@ from gati_core.errors import BrokerUnavailable, TopologyError
 from gati_core.fabric.connection import Connection
 from gati_core.fabric.kv import KvView
 
+_STREAM_NOT_FOUND = 10059
+
 
 class ConsumerReport(msgspec.Struct, frozen=True, kw_only=True):
     """One consumer and its counters."""
@@ -89,6 +91,31 @@ async def inspect_stream(connection: Connection, stream: str) -> StreamReport | 
             for each in consumers
         ],
     )
+
+
+async def read_subject(connection: Connection, stream: str, subject: str, *, limit: int) -> list[bytes]:
+    """The payloads of the oldest `limit` messages on one subject of a stream, in their order.
+
+    One round trip for each: for tools, not for requests.
+
+    Raises:
+        TopologyError: there is no such stream.
+        BrokerUnavailable: no answer.
+    """
+    js = connection.jetstream()
+    found: list[bytes] = []
+    sequence = 1
+    try:
+        while len(found) < limit:
+            message = await js.get_msg(stream, seq=sequence, subject=subject, next=True)
+            found.append(message.data or b"")
+            sequence = (message.seq or sequence) + 1
+    except nats.js.errors.NotFoundError as exc:
+        if exc.err_code == _STREAM_NOT_FOUND:
+            raise TopologyError(f"stream {stream} does not exist") from exc
+    except (nats.errors.Error, OSError, TimeoutError) as exc:
+        raise BrokerUnavailable(f"reading {subject} of stream {stream}: {str(exc) or repr(exc)}") from exc
+    return found
 
 
 async def read_bucket(connection: Connection, bucket: str, *, within_s: float = 3.0) -> dict[str, bytes]:

@@ -99,7 +99,11 @@ class FabricTopics:
         """
         durable = await self._fabric.topology.ensure_topic_group(app, group, topic)
         subscription = DurableSubscription(
-            self._fabric, durable=durable, pool=f"{app}-{group}", callback=callback, concurrency=concurrency
+            self._fabric,
+            durable=durable,
+            pool=self.subjects.group_name(app, group),
+            callback=callback,
+            concurrency=concurrency,
         )
         await subscription.start()
         return subscription

@@ -151,7 +151,10 @@ class Topology:
             ack_wait=TOPIC_ACK_WAIT_S,
             max_deliver=-1,
             max_ack_pending=65_536,
-            filter_subjects=[self._subjects.topic_durable(topic)],
+            filter_subjects=[
+                self._subjects.topic_durable(topic),
+                self._subjects.topic_group(app, group, topic),
+            ],
             inactive_threshold=TOPIC_GROUP_INACTIVE_S,
         )
         try:
@@ -255,7 +258,7 @@ class Topology:
             ),
             StreamConfig(
                 name=subjects.topic_stream,
-                subjects=[subjects.topic_durable_all],
+                subjects=[subjects.topic_durable_all, subjects.topic_group_all],
                 retention=RetentionPolicy.LIMITS,
                 max_msgs=settings.topics_max_msgs,
                 max_age=TOPIC_MAX_AGE_S,

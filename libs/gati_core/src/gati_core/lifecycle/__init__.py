@@ -7,6 +7,7 @@ May import: `contexts` and below. The queue side (slots, leases, acks) is the wo
 from gati_core.contexts import outliving_request, watch_tasks
 from gati_core.lifecycle.controller import Alert, Control, HandlerRun, Lifecycle, QuietControl
 from gati_core.lifecycle.events import EventType, LifecycleEvent, Listener, Observers
+from gati_core.lifecycle.middleware import Middleware
 from gati_core.lifecycle.plan import HandlerCall, Plan, ResponseCheck
 from gati_core.lifecycle.request import BodyReader, Request
 from gati_core.lifecycle.response import Response, ResponseAlreadySent
@@ -25,6 +26,7 @@ __all__ = [
     "Lifecycle",
     "LifecycleEvent",
     "Listener",
+    "Middleware",
     "Observers",
     "Plan",
     "QuietControl",

@@ -14,14 +14,19 @@ import msgspec
 import structlog
 
 from gati_core.errors import GatiError, described
-from gati_core.wire import PROTOCOL, RequestDescriptor, TraceRecord
+from gati_core.wire import PROTOCOL, RequestDescriptor, StoredRun, TraceRecord
 
 log = structlog.get_logger(__name__)
 
 TRACE_FLAG = "trace"
 """In `x-gati-flags`: keep the events of this request in the trace stream."""
+SNAPSHOT_FLAG = "snapshot"
+"""In `x-gati-flags`: keep the request, its state and its events, where the worker's settings allow it."""
 MAX_EVENTS = 10_000
 """Of one request; the rest is counted and not emitted."""
+
+MAX_KEPT_EVENTS = 1000
+"""In one stored run."""
 
 EventType = Literal[
     "hook:start",
@@ -69,14 +74,18 @@ Listener = Callable[[LifecycleEvent], None]
 class Emitter:
     """Emits the events of one observed request."""
 
-    __slots__ = ("_handler", "_is_traced", "_observers", "_request_id", "_seq")
+    __slots__ = ("_handler", "_is_traced", "_observers", "_request_id", "_seq", "kept")
 
-    def __init__(self, observers: Observers, descriptor: RequestDescriptor, handler: str, *, is_traced: bool) -> None:
+    def __init__(
+        self, observers: Observers, descriptor: RequestDescriptor, handler: str, *, is_traced: bool, is_kept: bool
+    ) -> None:
         self._observers = observers
         self._request_id = descriptor.request_id
         self._handler = handler
         self._is_traced = is_traced
         self._seq = 0
+        self.kept: list[TraceRecord] | None = [] if is_kept else None
+        """The events so far, of a run that is to be stored."""
 
     def __call__(
         self,
@@ -104,6 +113,8 @@ class Emitter:
             error[:2000],
             metadata,
         )
+        if self.kept is not None and len(self.kept) < MAX_KEPT_EVENTS:
+            self.kept.append(self._observers.record(event))
         self._observers.tell(event, is_traced=self._is_traced)
 
 
@@ -114,10 +125,31 @@ class TraceSink(Protocol):
         """Keep one record, without waiting; may raise a `GatiError`, which is counted."""
 
 
-class Observers:
-    """Listeners of one process, and its way to the trace stream."""
+class RunSink(Protocol):
+    """Where stored runs go."""
 
-    def __init__(self, *, instance: str = "", trace: TraceSink | None = None) -> None:
+    def __call__(self, run: StoredRun) -> None:
+        """Keep one run, without waiting; may raise a `GatiError`, which is logged."""
+
+
+class Observers:
+    """Listeners of one process, and its way to the trace stream.
+
+    Args:
+        keep: where runs with the flag `snapshot` are stored; nowhere without it.
+        keeps_all: store every run, flag or not.
+    """
+
+    def __init__(
+        self,
+        *,
+        instance: str = "",
+        trace: TraceSink | None = None,
+        keep: RunSink | None = None,
+        keeps_all: bool = False,
+    ) -> None:
+        self.keep = keep
+        self._keeps_all = keeps_all and keep is not None
         self._listeners: list[Listener] = []
         self._instance = instance
         self._trace = trace
@@ -135,9 +167,28 @@ class Observers:
     def emitter(self, descriptor: RequestDescriptor, handler: str) -> Emitter | None:
         """What emits the events of this request; None when nobody would see them."""
         is_traced = bool(descriptor.flags) and TRACE_FLAG in descriptor.flags and self._trace is not None
-        if not is_traced and not self._listeners:
+        is_kept = self._keeps_all
+        if descriptor.flags and not is_kept:
+            is_kept = self.keep is not None and SNAPSHOT_FLAG in descriptor.flags
+        if not is_traced and not is_kept and not self._listeners:
             return None
-        return Emitter(self, descriptor, handler, is_traced=is_traced)
+        return Emitter(self, descriptor, handler, is_traced=is_traced, is_kept=is_kept)
+
+    def record(self, event: LifecycleEvent) -> TraceRecord:
+        """An event as the trace stream keeps it."""
+        return TraceRecord(
+            PROTOCOL,
+            event.request_id,
+            "worker",
+            self._instance,
+            event.seq,
+            event.at_us,
+            event.type,
+            event.stage,
+            event.duration_us,
+            event.error,
+            event.metadata,
+        )
 
     def tell(self, event: LifecycleEvent, *, is_traced: bool) -> None:
         """Hand one event to everybody; nobody's failure disturbs the request."""
@@ -147,21 +198,8 @@ class Observers:
             except BaseException as exc:
                 log.error("event_listener_failed", request_id=event.request_id, exc_info=exc)
         if is_traced and self._trace is not None:
-            record = TraceRecord(
-                PROTOCOL,
-                event.request_id,
-                "worker",
-                self._instance,
-                event.seq,
-                event.at_us,
-                event.type,
-                event.stage,
-                event.duration_us,
-                event.error,
-                event.metadata,
-            )
             try:
-                self._trace(record)
+                self._trace(self.record(event))
             except GatiError as exc:
                 self.dropped += 1
                 log.debug("trace_record_dropped", request_id=event.request_id, error=str(exc))

@@ -86,6 +86,12 @@ async def run_catch_hooks(run: HandlerRun, error: BaseException) -> None:
                 raise
             log.error("catch_hook_failed", request_id=lctx.request_id, hook=hook.id, exc_info=exc)
         lctx._hook_index += 1
+    for each in plan.error_middleware:
+        if run.response.is_sent():
+            break
+        if each.matches(run.request.method, run.request.path):
+            arguments = (error, run.request, run.response, run.lifecycle.gctx, lctx)
+            await run_isolated(run, [each.function], "error_middleware_failed", *arguments)
     if plan.call.response_check is not None and run.response.is_sent():
         try:
             plan.call.response_check.check(run.response)

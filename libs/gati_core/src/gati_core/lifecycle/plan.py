@@ -9,6 +9,7 @@ import msgspec
 
 from gati_core.contexts import Hook
 from gati_core.errors import InvalidResponse
+from gati_core.lifecycle.middleware import Middleware, in_order
 from gati_core.lifecycle.request import BodyReader
 from gati_core.lifecycle.response import Response
 
@@ -38,7 +39,7 @@ class ResponseCheck:
             raise InvalidResponse(f"the handler declares {_name(self._type)} and answered with {kind}")
         try:
             self._decode(body)
-        except (msgspec.ValidationError, msgspec.DecodeError) as exc:
+        except Exception as exc:  # also what the type's own checks raise, and nesting without end
             raise InvalidResponse(f"the answer is not the declared {_name(self._type)}: {exc}") from exc
 
 
@@ -87,12 +88,27 @@ class Plan:
 
     Args:
         package_hooks: the package's own (`global`), in the order of registration.
+        middleware: the package's, in the order of registration.
     """
 
-    __slots__ = ("after", "after_levels", "before_levels", "call", "catch", "catch_levels", "has_before")
+    __slots__ = (
+        "after",
+        "after_levels",
+        "before_levels",
+        "call",
+        "catch",
+        "catch_levels",
+        "error_middleware",
+        "has_before",
+        "middleware",
+    )
 
-    def __init__(self, call: HandlerCall, package_hooks: Sequence[Hook] = ()) -> None:
+    def __init__(
+        self, call: HandlerCall, package_hooks: Sequence[Hook] = (), middleware: Sequence[Middleware] = ()
+    ) -> None:
         self.call = call
+        self.middleware = in_order([each for each in middleware if not each.is_for_errors])
+        self.error_middleware = in_order([each for each in middleware if each.is_for_errors])
         self.before_levels = _levels("before", package_hooks, call.hooks)
         self.after_levels = _levels("after", package_hooks, call.hooks)
         self.catch_levels = _levels("catch", package_hooks, call.hooks)

@@ -115,6 +115,7 @@ class Response(Generic[R]):
         """End by sending the client elsewhere (301, 302, 303, 307 or 308)."""
         if status not in (301, 302, 303, 307, 308):
             raise ValueError(f"status {status} is no redirect")
+        self._must_be_open()
         self.header("location", url)
         self._status = status
         self._is_sent = True
@@ -150,6 +151,11 @@ class Response(Generic[R]):
     def close(self, reason: str) -> None:
         """From now on every change raises, with this reason."""
         self._closed = reason
+        self._open_stream = None
+
+    def added_headers(self) -> HeaderPairs:
+        """What was added to an answer that was not given; not its content type."""
+        return [pair for pair in self._headers if pair[0] != "content-type"]
 
     def discard(self) -> None:
         """Forget the terminal call that was made."""

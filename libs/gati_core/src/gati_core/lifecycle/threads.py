@@ -45,9 +45,10 @@ class HandlerThreads:
             has_begun = True
             try:
                 return function(*arguments)
-            except StopIteration as exc:
-                # No future can carry it: its waiter would never wake.
-                raise RuntimeError(f"{getattr(function, '__name__', 'the function')} raised StopIteration") from exc
+            except (StopIteration, GeneratorExit) as exc:
+                # No future can carry them: the waiter would never wake, or be closed instead of woken.
+                name = getattr(function, "__name__", "the function")
+                raise RuntimeError(f"{name} raised {type(exc).__name__}") from exc
             finally:
                 self._jobs.pop(job, None)
 

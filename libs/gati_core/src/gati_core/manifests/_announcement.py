@@ -80,6 +80,8 @@ class WorkerAnnouncement(msgspec.Struct, frozen=True, kw_only=True):
     health: Literal["healthy", "degraded", "unhealthy"] = "healthy"
     health_notes: list[str] = []
     """One line for each health check that did not pass."""
+    abandoned: int = 0
+    """Handlers that run on although their request is over: they do not react to being cancelled."""
 
 
 class RouterBeat(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from gati_core.wire.messages import (
     Reply,
     RequestDescriptor,
     RoutingView,
+    StoredRun,
     TopicMessage,
     TraceRecord,
     WorkItem,
@@ -65,6 +66,7 @@ _reply = _reader(Reply, MalformedReply)
 _cancel = _reader(Cancel, MalformedMessage)
 _frame = _reader(Frame, MalformedMessage)
 _trace = _reader(TraceRecord, MalformedMessage)
+_stored = _reader(StoredRun, MalformedMessage)
 _topic = _reader(TopicMessage, MalformedMessage)
 
 
@@ -148,6 +150,15 @@ def decode_topic(data: bytes, *, subject: str = "a topic") -> TopicMessage:
         MalformedMessage: not msgpack, another protocol, or a field is missing or mistyped.
     """
     return _topic(data, subject)
+
+
+def decode_stored_run(data: bytes, *, subject: str = "the trace stream") -> StoredRun:
+    """Read one stored request.
+
+    Raises:
+        MalformedMessage: not msgpack, another protocol, or a field is missing or mistyped.
+    """
+    return _stored(data, subject)
 
 
 def to_json(message: msgspec.Struct) -> bytes:

@@ -172,7 +172,7 @@ class Frame(msgspec.Struct, array_like=True, gc=False):
     protocol: int
     request_id: str
     seq: int
-    """Counts the sender's frames from 1; of an `ack`, the last frame consumed; of a `probe`, 0."""
+    """Counts the sender's frames from 1; of an `ack`, the last frame consumed; of a `probe`, the last frame sent."""
     kind: FrameKind
     data: bytes = b""
     """A part of the body, or one whole socket message; text as UTF-8."""
@@ -201,6 +201,30 @@ class TraceRecord(msgspec.Struct, array_like=True, gc=False):
     duration_us: int = -1
     error: str = ""
     metadata: dict[str, str | int | float | bool] = {}
+
+
+class StoredRun(msgspec.Struct, array_like=True, gc=False):
+    """One request as a worker ran it, complete enough to look at it again or to run it again.
+
+    Kept beside its trace for requests with the flag `snapshot`, where the worker's settings allow it.
+    """
+
+    protocol: int
+    request_id: str
+    handler: str
+    version: str
+    instance: str
+    at_ms: int
+    """Unix milliseconds at which it ended."""
+    status: int
+    """What it answered; 0 when nobody waited for an answer."""
+    descriptor: RequestDescriptor
+    """As received, with the values of credential headers left out."""
+    params: dict[str, str] = {}
+    snapshot: bytes = b""
+    """The local context at the end, as `gati_core.contexts.to_bytes` wrote it; empty when it could not be kept."""
+    events: list[TraceRecord] = []
+    """What the lifecycle did, in order."""
 
 
 class TopicMessage(msgspec.Struct, array_like=True, gc=False):

@@ -46,9 +46,10 @@ class Subjects:
         self.req_all = f"{ns}.req.>"
         self.work_all = f"{ns}.work.>"
         self.trace_stream = f"{ns}_TRACE"
-        self.trace_all = f"{ns}.trace.*"
+        self.trace_all = f"{ns}.trace.>"
         self.topic_stream = f"{ns}_TOPICS"
         self.topic_durable_all = f"{ns}.topic.*.durable"
+        self.topic_group_all = f"{ns}.topic.*.group.*"
         self.dead_all = f"{ns}.dead.>"
         self._reply_prefix = f"{ns}.reply."
         self._channel_prefix = f"{ns}.channel."
@@ -123,6 +124,10 @@ class Subjects:
         """A global topic's messages that are kept in the topic stream."""
         return f"{self.namespace}.topic.{token(name, 'topic')}.durable"
 
+    def topic_group(self, app: str, group: str, topic: str) -> str:
+        """A durable topic's messages for one group alone: events of its that are to run again."""
+        return f"{self.namespace}.topic.{token(topic, 'topic')}.group.{self.group_name(app, group)}"
+
     def local(self, request_id: str, name: str) -> str:
         """A topic of one request."""
         return f"{self.namespace}.local.{token(request_id, 'request id')}.{token(name, 'topic')}"
@@ -132,16 +137,22 @@ class Subjects:
         return f"{self.namespace}.local.{token(request_id, 'request id')}._{token(kind, 'event type')}"
 
     @staticmethod
-    def topic_consumer(app: str, group: str, topic: str) -> str:
-        """Durable name of the consumer that one group of an app shares on one topic.
+    def group_name(app: str, group: str) -> str:
+        """One durable group of an app, as one token; `~` is in no name, so that dashes cannot run together."""
+        return f"{token(app, 'app')}~{token(group, 'group')}"
 
-        `~` is in no token, so that names with dashes cannot run into one another.
-        """
-        return f"topic-{token(app, 'app')}~{token(group, 'group')}~{token(topic, 'topic')}"
+    @classmethod
+    def topic_consumer(cls, app: str, group: str, topic: str) -> str:
+        """Durable name of the consumer that one group of an app shares on one topic."""
+        return f"topic-{cls.group_name(app, group)}~{token(topic, 'topic')}"
 
     def trace(self, request_id: str) -> str:
         """The events of one traced request."""
         return f"{self.namespace}.trace.{request_id}"
+
+    def stored_run(self, request_id: str) -> str:
+        """The stored run of one request, beside its events."""
+        return f"{self.namespace}.trace.{request_id}.run"
 
     def is_reply(self, subject: str) -> bool:
         """Whether an answer may be published there.
@@ -159,7 +170,12 @@ class Subjects:
         return f"{self.namespace}.cancel.{token(pool, 'pool')}"
 
     def dead(self, stage: str, pool: str) -> str:
-        """Where a dead letter goes. `stage` is `req` or `work`; `pool` is `-` when none is known."""
+        """Where a dead letter goes.
+
+        Args:
+            stage: `req`, `work` or `topic`.
+            pool: whose it was: `-` when nobody's yet; of a topic's event the group, as `group_name` writes it.
+        """
         return f"{self.namespace}.dead.{stage}.{pool}"
 
     def app_bucket(self, name: str) -> str:
