@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gati_core.errors import HookTimeout
-from gati_core.lifecycle import controller, watch_tasks
+from gati_core.lifecycle import hooking, watch_tasks
 from tests.helpers.handling import Desk, problem, shop
 
 SHORT_S = 0.02
@@ -90,7 +90,7 @@ async def test_a_plain_hook_that_comes_back_too_late_has_failed(
     app = shop(seen.handler)
     clock = iter(range(0, 1000, 7))
     app.before(seen.note("slow"), timeout_s=5.0)
-    monkeypatch.setattr(controller.time, "perf_counter", lambda: float(next(clock)))  # type: ignore[attr-defined]
+    monkeypatch.setattr(hooking.time, "perf_counter", lambda: float(next(clock)))  # type: ignore[attr-defined]
 
     reply = await Desk(observed=observed).handle(app)
 
@@ -232,7 +232,7 @@ async def test_the_tasks_of_a_detached_hook_outlive_the_request_as_it_does(seen:
 async def test_detached_hooks_beyond_the_limit_are_refused_and_logged(
     seen: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller, "MAX_DETACHED", 0)
+    monkeypatch.setattr(hooking, "MAX_DETACHED", 0)
     app = shop(seen.handler)
     app.before(detached=True)(seen.note("never"))
 

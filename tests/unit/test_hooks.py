@@ -10,7 +10,7 @@ import pytest
 
 from gati_core import App
 from gati_core.errors import Forbidden, HandlerError
-from gati_core.lifecycle import controller
+from gati_core.lifecycle import hooking
 from tests.helpers.handling import Desk, problem, shop
 
 
@@ -272,7 +272,7 @@ async def test_the_pause_between_attempts_doubles_up_to_a_limit(
 
     app = shop(seen.handler)
     app.before(retries=6, backoff_s=0.1)(seen.note("try", raises=ValueError()))
-    monkeypatch.setattr(controller.asyncio, "sleep", sleep)  # type: ignore[attr-defined]
+    monkeypatch.setattr(hooking.asyncio, "sleep", sleep)  # type: ignore[attr-defined]
     await Desk().begin(app).task
 
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]

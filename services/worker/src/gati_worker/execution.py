@@ -384,6 +384,9 @@ class Executor:
         if reason == "deadline":
             error: GatiError = DeadlineExceeded("the handler did not finish before the deadline")
             self._finish(running, problem_reply(error, running.item.request_id))
+        elif not reason:  # a cancellation of the handler's own that struck only now: nobody has left
+            log.error("handler_cancelled_itself", request_id=running.item.request_id, handler=running.item.handler)
+            self._finish(running, problem_reply(GatiError("The handler failed."), running.item.request_id))
         elif reason != "leaving":
             self._drop(running)
         elif running.is_once:

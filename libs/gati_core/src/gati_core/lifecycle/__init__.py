@@ -5,12 +5,13 @@ May import: `contexts` and below. The queue side (slots, leases, acks) is the wo
 """
 
 from gati_core.contexts import outliving_request, watch_tasks
-from gati_core.lifecycle.controller import Alert, Control, HandlerRun, Lifecycle, QuietControl
+from gati_core.lifecycle.controller import HandlerRun
 from gati_core.lifecycle.events import EventType, LifecycleEvent, Listener, Observers
 from gati_core.lifecycle.middleware import Middleware
 from gati_core.lifecycle.plan import HandlerCall, Plan, ResponseCheck
 from gati_core.lifecycle.request import BodyReader, Request
 from gati_core.lifecycle.response import Response, ResponseAlreadySent
+from gati_core.lifecycle.shared import Alert, Control, Lifecycle, QuietControl
 from gati_core.lifecycle.stream import BodyStream
 from gati_core.lifecycle.threads import HandlerThreads
 

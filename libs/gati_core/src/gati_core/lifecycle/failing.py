@@ -1,4 +1,5 @@
-"""What runs when a request fails: compensations, catch hooks, callbacks; each isolated from the rest."""
+"""What a failure means to the client and the log, and what runs then: compensations, catch hooks,
+callbacks; each isolated from the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from gati_core.errors import InvalidResponse
+from gati_core.errors import (
+    ChannelClosed,
+    ClientGone,
+    DeadlineExceeded,
+    GatiError,
+    HandlerError,
+    HandlerTimeout,
+    HookTimeout,
+    InvalidResponse,
+    RequestError,
+    ShuttingDown,
+    described,
+)
+from gati_core.lifecycle.hooking import run_hook
 from gati_core.lifecycle.plan import in_reverse
 
 if TYPE_CHECKING:
@@ -19,6 +33,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CALLBACK_TIMEOUT_S = 5.0
+GENERIC = "The handler failed; the log has the details under this request id."
+"""What a client is told of a bug."""
 
 
 def is_being_cancelled(error: BaseException) -> bool:
@@ -43,6 +59,53 @@ async def note_cancellation(*, is_delivered: bool) -> None:
             await asyncio.sleep(0)  # Python before 3.13 raises it all the same, at the next pause
         except asyncio.CancelledError:
             pass
+
+
+def classified(run: HandlerRun, exc: BaseException) -> GatiError:
+    """The error that the client gets for what was raised; see the table in the handler guide."""
+    reason = run.control.cancel_reason
+    if isinstance(exc, asyncio.CancelledError):
+        if reason == "deadline":
+            if run.control.is_own_limit:
+                return HandlerTimeout(f"the handler did not finish within {run.plan.call.timeout_s:g} s")
+            return DeadlineExceeded("the handler did not finish before the deadline")
+        if reason == "leaving":
+            return ShuttingDown("the worker had to leave before the handler finished")
+        if reason:
+            return ClientGone("nobody waits for the answer")
+        return GatiError(GENERIC)
+    if isinstance(exc, (HandlerError, RequestError, ChannelClosed, DeadlineExceeded)):
+        return exc
+    if isinstance(exc, HookTimeout):
+        return HookTimeout("a hook of this request did not finish in time")  # which one is for the log
+    if isinstance(exc, InvalidResponse):
+        return InvalidResponse(GENERIC)
+    return GatiError(GENERIC)
+
+
+def log_failure(run: HandlerRun, exc: BaseException, error: GatiError, *, has_answered: bool) -> None:
+    """Say in the log what failed, once, as loudly as it deserves."""
+    fields = {"request_id": run.lctx.request_id, "handler": run.plan.call.id}
+    if run.current_hook:
+        fields["hook"] = run.current_hook
+    if has_answered:
+        if not isinstance(exc, (asyncio.CancelledError, ChannelClosed)):
+            log.error("handler_failed_after_response", **fields, exc_info=exc)
+    elif isinstance(exc, asyncio.CancelledError):
+        if not run.control.cancel_reason:
+            log.error("handler_cancelled_itself", **fields, exc_info=exc)
+        elif isinstance(error, DeadlineExceeded):
+            limit = f"its own {run.plan.call.timeout_s:g} s" if run.control.is_own_limit else "the request's"
+            log.warning("handler_timed_out", **fields, limit=limit)
+    elif isinstance(exc, HandlerError):
+        if exc.status_code >= 500:
+            log.warning("handler_answered_error", **{**exc.facts, **fields, "error": described(exc)})
+    elif isinstance(exc, InvalidResponse):
+        log.error("response_invalid", **fields, error=str(exc))
+    elif isinstance(exc, ChannelClosed):
+        log.info("client_left_stream", **fields, error=str(exc))
+    elif not isinstance(exc, RequestError):
+        log.error("handler_failed", **fields, exc_info=exc)
 
 
 async def run_compensations(run: HandlerRun, actions: list[tuple[str, Callable[[], Any]]]) -> None:
@@ -80,7 +143,7 @@ async def run_catch_hooks(run: HandlerRun, error: BaseException) -> None:
     hooks = plan.catch if lctx._catch is None else in_reverse(plan.catch_levels, lctx._catch)
     for hook in hooks:
         try:
-            await run.run_hook(hook, error, run.lifecycle.gctx, lctx)
+            await run_hook(run, hook, error, run.lifecycle.gctx, lctx)
         except BaseException as exc:
             if is_being_cancelled(exc):
                 raise
