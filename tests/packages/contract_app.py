@@ -168,6 +168,37 @@ def local_catch(error: BaseException, gctx: GlobalContext, lctx: LocalContext) -
     lctx.response.status(410).text(type(error).__name__)
 
 
+# -- middleware -------------------------------------------------------------------------------------
+
+
+@app.use(path="/middle/*")
+async def around(req: Request[Any], res: Response[Any], gctx: GlobalContext, lctx: LocalContext, next: Any) -> None:
+    """Around the handler, or in its place."""
+    lctx.get("order").append("in")
+    if req.params["how"] == "stops":
+        res.status(402).json(lctx.get("order"))
+        return
+    await next()
+    lctx.get("order").append("out")
+
+
+@app.use_for_errors(path="/middle/*")
+async def rescue(
+    error: BaseException, req: Request[Any], res: Response[Any], gctx: GlobalContext, lctx: LocalContext
+) -> None:
+    """Answers for what nobody has caught."""
+    if req.params["how"] == "rescued":
+        res.status(410).json(type(error).__name__)
+
+
+@app.get("/middle/{how}")
+async def middle(req: Request[None], res: Response[Any], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """In the middle of it."""
+    if req.params["how"] != "fine":
+        raise LookupError("password=hunter2")
+    res.json(lctx.get("order"))
+
+
 # -- compensation -----------------------------------------------------------------------------------
 
 

@@ -132,6 +132,18 @@ async def forever(req: Request[None], res: Response[Any], gctx: GlobalContext, l
             raise
 
 
+@app.get("/undoable", timeout_s=60)
+async def undoable(req: Request[None], res: Response[Any], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """A stream with no end, and something to undo if it fails."""
+    lctx.compensate(lambda: note(f"{lctx.request_id} compensated"))
+    lctx.catch(lambda error, gctx, lctx: note(f"{lctx.request_id} caught {type(error).__name__}"))
+    lctx.lifecycle.on_cleanup(lambda: note(f"{lctx.request_id} undoable-cleanup {lctx.phase}"))
+    async with res.header("x-kind", "undoable").stream(content_type="text/plain") as stream:
+        while True:
+            await stream.write("more\n")
+            await asyncio.sleep(0.01)
+
+
 @app.get("/exits", timeout_s=60)
 async def exits(req: Request[None], res: Response[Any], gctx: GlobalContext, lctx: LocalContext) -> None:
     """Takes its process along in the middle of its body."""

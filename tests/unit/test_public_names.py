@@ -39,6 +39,7 @@ NAMES = {
         "CHANNEL_SILENCE_S",
         "CHANNEL_WINDOW_BYTES",
         "CHANNEL_WINDOW_FRAMES",
+        "HEAD_ONLY",
         "LANES",
         "PRIORITIES",
         "PROTOCOL",

@@ -187,6 +187,10 @@ CASES: dict[str, tuple[BuiltRequest, int, str]] = {
     "catch-undeclared": (get("/caught/undeclared"), 500, "internal"),
     "catch-silent": (get("/caught/nothing"), 500, "internal"),
     "odd-hooks": (post("/hooks/raises-after"), 500, "internal"),
+    "middleware": (get("/middle/fine"), 200, ""),
+    "middleware-answers": (get("/middle/stops"), 402, ""),
+    "middleware-rescues": (get("/middle/rescued"), 410, ""),
+    "middleware-fails": (get("/middle/fails"), 500, "internal"),
     # time
     "in-time": (get("/waits/0.01"), 200, ""),
     "own-limit": (get("/limited"), 504, "handler.timeout"),

@@ -220,7 +220,7 @@ async def test_head_gets_the_headers_and_the_worker_is_told_to_stop(edge: Fabric
 
     assert data.endswith(b"\r\n\r\n")
     assert b"x-mine: 1\r\n" in data
-    assert await call.was_cancelled() == "client_gone"
+    assert await call.was_cancelled() == "head_only"
 
 
 async def test_an_http_1_0_client_gets_the_bytes_without_chunks(edge: FabricUnderTest, worker: FakeWorker) -> None:

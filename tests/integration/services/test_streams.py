@@ -108,6 +108,15 @@ async def test_every_byte_arrives_once_and_in_its_place(client: httpx.AsyncClien
     assert (length, digest.hexdigest()) == (size, hashlib.sha256(random.Random(seed).randbytes(size)).hexdigest())
 
 
+async def test_head_of_a_stream_ends_the_handler_as_a_success(client: httpx.AsyncClient, notes: Notes) -> None:
+    answer = await client.head("/undoable")
+
+    assert (answer.status_code, answer.headers["x-kind"], answer.content) == (200, "undoable", b"")
+    request_id = answer.headers["x-request-id"]
+    assert await notes.said(request_id, "undoable-cleanup") == ["completed"]
+    assert notes.of(request_id) == ["undoable-cleanup completed"]
+
+
 async def test_a_parts_headers_and_status_are_the_handlers(client: httpx.AsyncClient) -> None:
     answer = await client.get("/count/3")
 

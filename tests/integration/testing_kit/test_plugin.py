@@ -226,3 +226,36 @@ def test_it(gati_fabric):
         running.communicate(timeout=10)
 
     await eventually(lambda: project.processes() == [], within_s=40)
+
+
+def test_a_project_runs_one_handler_without_any_setting(project: Project) -> None:
+    project.write(
+        "conftest.py", "import sys, pathlib\n\nsys.path.insert(0, str(pathlib.Path(__file__).parent / 'src'))\n"
+    )
+    project.write(
+        "test_handler.py",
+        """
+import pytest
+from greeter import app, greet
+
+
+async def test_by_what_the_decorator_returned(gati_harness):
+    result = await gati_harness.execute_handler(greet, {"params": {"name": "Ada"}})
+    assert result.response.text == "Hello, Ada!"
+
+
+class TestById:
+    @pytest.fixture
+    def gati_app(self):
+        return app
+
+    async def test_by_id(self, gati_harness):
+        result = await gati_harness.execute_handler("greet", {"params": {"name": "Alan"}})
+        assert result.response.text == "Hello, Alan!"
+""",
+    )
+
+    code, output = project.run()
+
+    assert code == 0, output
+    assert "2 passed" in output

@@ -32,6 +32,7 @@ class Execution:
         body: bytes,
         *,
         at_end: Sequence[Callable[[], Any]] = (),
+        on_head: Callable[[], None] | None = None,
     ) -> None:
         self.cancel_reason = ""
         self.is_settling = False
@@ -41,6 +42,7 @@ class Execution:
         self._is_socket = plan.call.is_websocket
         self._deadline_ms = min(self._own_deadline_ms, descriptor.deadline_ms)
         self._at_end = at_end
+        self._on_head = on_head
         self.head: Reply | None = None
         """The head of a stream or the acceptance of a socket, once it has left."""
         self.has_started = asyncio.Event()
@@ -86,6 +88,8 @@ class Execution:
         self._deadline_ms = self._own_deadline_ms
         self._arm()
         self.began.set()
+        if self._on_head is not None:
+            self._on_head()
 
     def _client_lost(self) -> None:
         if not self._is_socket:

@@ -22,7 +22,7 @@ from gati_core.errors import (
     ShuttingDown,
 )
 from gati_core.ids import new_request_id
-from gati_core.lifecycle import HandlerThreads, Lifecycle, LifecycleEvent, Observers, Plan, watch_tasks
+from gati_core.lifecycle import HandlerThreads, Lifecycle, LifecycleEvent, Observers, watch_tasks
 from gati_core.manifests import PoolManifest, WorkerAnnouncement
 from gati_core.wire import WEBSOCKET, HeaderPairs, RequestDescriptor, for_namespace, problem_parts
 from gati_router.catalogue import Catalogue
@@ -97,9 +97,7 @@ class Worker:
         self.host = host
         self.channels = MemoryChannels(asyncio.get_running_loop().time)
         lifecycle.channels = self.channels
-        self.plans = {
-            name: Plan(handler.call, [*handler.package_hooks, *options.hooks]) for name, handler in app.handlers.items()
-        }
+        self.plans = {name: handler.plan(options.hooks) for name, handler in app.handlers.items()}
         self.slots = asyncio.Semaphore(options.worker_slots)
         self.queued = dict.fromkeys(self.plans, 0)
 
@@ -295,7 +293,13 @@ class SimulatedFabric:
     def _begin(self, worker: Worker, handler: str, descriptor: RequestDescriptor, params: dict[str, str]) -> Execution:
         at_end: list[Callable[[], Any]] = []
         execution = Execution(
-            worker.lifecycle, worker.plans[handler], descriptor, params, descriptor.body, at_end=at_end
+            worker.lifecycle,
+            worker.plans[handler],
+            descriptor,
+            params,
+            descriptor.body,
+            at_end=at_end,
+            on_head=worker.slots.release,
         )
         at_end.extend(_bound(function, worker.gctx, execution.lctx) for function in self.options.finally_hooks)
         # Outside of the client's task: it goes on for a while when the client has stopped waiting.
@@ -304,7 +308,8 @@ class SimulatedFabric:
 
         def ended(task: asyncio.Task[Any]) -> None:
             del self._running[task]
-            worker.slots.release()
+            if execution.head is None:  # else the slot was given back when the answer began
+                worker.slots.release()
             if execution.is_abandoned and execution.task is not None:
                 self.metrics.abandoned += 1
                 self._deaf.add(execution.task)

@@ -72,6 +72,7 @@ class Harness:
         threads: `def` handlers and hooks that run at once.
         clock: Unix seconds, for the contexts.
 
+    >>> from gati_testing import assert_response, create_stub_module
     >>> app = App("shop")
     >>> @app.post("/orders")
     ... async def place_order(req, res, gctx, lctx) -> None:
@@ -79,8 +80,9 @@ class Harness:
     >>> async def test_place_order() -> None:
     ...     harness = Harness(modules={"orders": create_stub_module({"create": "o-1"})})
     ...     result = await harness.execute_handler(place_order, {"body": {"sku": "ada"}})
-    ...     assert_response(result.response).status(201).json("o-1")
+    ...     return assert_response(result.response).status(201).json("o-1") is not None
     >>> asyncio.run(test_place_order())
+    True
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from gati_core.errors import (
     Overloaded,
     ShuttingDown,
 )
-from gati_core.wire import HeaderPairs, Reply
+from gati_core.wire import HEAD_ONLY, HeaderPairs, Reply
 from gati_ingress.channels import Channel, Channels
 from gati_ingress.protocol import GuardedProtocol
 from gati_ingress.settings import IngressSettings
@@ -109,7 +109,7 @@ class Streams:
             await drained(connection, self._settings.stream_stall_s)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if status in _NO_BODY or scope["method"] == "HEAD":
-            self._cancel(channel.request_id, "client_gone")
+            self._cancel(channel.request_id, HEAD_ONLY)
             await send({"type": "http.response.body", "body": b""})
             return
         await send({"type": "http.response.body", "body": b"", "more_body": True})

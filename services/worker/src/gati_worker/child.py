@@ -97,6 +97,18 @@ class Child:
             self.ready = status
         return status
 
+    async def worn_out(self) -> None:
+        """Return once it asks to be replaced; it asks once and serves on. Waits for ever where it never does."""
+        while True:
+            line = await self._status.readline()
+            if not line:  # it has ended, which `wait` says
+                await asyncio.Event().wait()
+            try:
+                if msgspec.json.decode(line, type=Status).event == "worn_out":
+                    return
+            except msgspec.DecodeError:
+                continue
+
     async def wait(self) -> int:
         """Wait for its end; returns the exit code (negative: the signal that ended it)."""
         return await self._process.wait()

@@ -44,7 +44,7 @@ from gati_worker.watchdog import known_code, open_watchdog
 
 log = structlog.get_logger(__name__)
 
-_WORN_OUT = 4
+_SPENT = 4
 _MAX_STORED_RUN = 512 * 1024
 
 
@@ -63,7 +63,7 @@ class Assignment(msgspec.Struct, kw_only=True):
 class Status(msgspec.Struct, kw_only=True):
     """What a child tells its supervisor."""
 
-    event: Literal["ready", "failed"]
+    event: Literal["ready", "failed", "worn_out"]
     pool: str = ""
     worker: str = ""
     routes: list[str] = []
@@ -103,6 +103,8 @@ class Runner:
         self._executor: Executor | None = None
         self.worn_out = asyncio.Event()
         """Set when too many handlers run on after their cancellation: this process should be replaced."""
+        self.is_spent = asyncio.Event()
+        """Set when there are twice as many: it leaves, replaced or not."""
 
     @property
     def executor(self) -> Executor:
@@ -269,9 +271,12 @@ class Runner:
     def _tick(self, now: float) -> None:
         self._tick_requests(now)
         self._duties.tick(now)
-        if self.executor.abandoned >= self._settings.max_abandoned and not self.worn_out.is_set():
-            log.error("worker_worn_out", abandoned=self.executor.abandoned, hint="this process is replaced")
+        abandoned, limit = self.executor.abandoned, self._settings.max_abandoned
+        if abandoned >= limit and not self.worn_out.is_set():
+            log.error("worker_worn_out", abandoned=abandoned, hint="this process is being replaced")
             self.worn_out.set()
+        if abandoned >= 2 * limit:
+            self.is_spent.set()
         if now - self._beat_at > self._settings.heartbeat_s and (self._beats is None or self._beats.done()):
             self._beat_at = now
             self._beats = asyncio.get_running_loop().create_task(self._announce_quietly())
@@ -340,17 +345,24 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
         settle_garbage_collector()
         routes = [f"{','.join(h.manifest.methods)} {h.manifest.path}" for h in app.handlers.values()]
         _tell(assignment.status_fd, Status(event="ready", pool=pool, worker=runner.id, routes=routes))
-        waiting = [loop.create_task(leave.wait()), loop.create_task(runner.worn_out.wait())]
+        asking = loop.create_task(_ask_for_replacement(runner, assignment.status_fd))
+        waiting = [loop.create_task(leave.wait()), loop.create_task(runner.is_spent.wait())]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
+        for task in (asking, *waiting):
             task.cancel()
         loop.remove_reader(sys.stdin.fileno())
         settings = assignment.settings
         with anyio.move_on_after(settings.drain_grace_s + 2 * settings.shutdown_hooks_s + 5):
             await runner.drain()
     ledger.close()
-    if runner.worn_out.is_set() or runner.executor.abandoned or app.lifecycle.abandoned:
-        _exit(_WORN_OUT if runner.worn_out.is_set() else 0)
+    if runner.executor.abandoned or app.lifecycle.abandoned:
+        _exit(_SPENT if runner.is_spent.is_set() else 0)
+
+
+async def _ask_for_replacement(runner: Runner, status_fd: int) -> None:
+    """The supervisor starts another child and drains this one when that is ready, as after a change."""
+    await runner.worn_out.wait()
+    _tell(status_fd, Status(event="worn_out", pool=runner.pool, worker=runner.id))
 
 
 def _exit(code: int) -> NoReturn:

@@ -261,18 +261,23 @@ class _Hosted:
             child = self.current
             if child is None:
                 continue
-            death = asyncio.create_task(child.wait())
-            change = asyncio.create_task(self.changed.wait())
+            causes = [
+                asyncio.create_task(child.wait()),
+                asyncio.create_task(self.changed.wait()),
+                asyncio.create_task(child.worn_out()),
+            ]
             try:
-                await asyncio.wait({death, change}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(causes, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                change.cancel()
-                if not death.done():
-                    death.cancel()
+                for cause in causes:
+                    cause.cancel()
+                await asyncio.gather(*causes, return_exceptions=True)
             if not child.is_alive:
                 await self._mourn(child, lived_s=time.monotonic() - started_at)
             elif self.changed.is_set():
-                await self._replace(child)
+                await self._replace(child, "package_reloaded")
+            else:
+                await self._replace(child, "worker_replaced")
 
     async def leave(self, *, within_s: float) -> None:
         """Drain the child, if there is one."""
@@ -301,10 +306,10 @@ class _Hosted:
         self._report("package_failed", status)
         return False
 
-    async def _replace(self, old: Child) -> None:
-        """Start the new code beside the old; the old leaves only when the new is ready."""
+    async def _replace(self, old: Child, event: str) -> None:
+        """Start a new child beside the old; the old leaves only when the new is ready."""
         if await self._start():
-            log.info("package_reloaded", app=self.spec.name)
+            log.info(event, app=self.spec.name)
             self._supervisor.say_farewell(old)
         else:
             log.warning("package_reload_refused", app=self.spec.name, still_serving=old.ready.pool if old.ready else "")

@@ -42,9 +42,13 @@ class Handler:
         """Hooks of the whole package that are registered by now."""
         return tuple(self._package_hooks)
 
-    def plan(self) -> Plan:
-        """The handler with all hooks that are registered by now."""
-        return Plan(self.call, self._package_hooks, self._middleware)
+    def plan(self, more_hooks: Sequence[Hook] = ()) -> Plan:
+        """The handler with all hooks and middleware that are registered by now.
+
+        Args:
+            more_hooks: run after those of the package, as if they were the package's own.
+        """
+        return Plan(self.call, [*self._package_hooks, *more_hooks], self._middleware)
 
     @property
     def manifest(self) -> HandlerManifest:

@@ -53,7 +53,7 @@ from gati_core.lifecycle.response import Response
 from gati_core.lifecycle.shared import Control, Lifecycle
 from gati_core.lifecycle.storing import store_run
 from gati_core.lifecycle.stream import BodyStream
-from gati_core.wire import PROTOCOL, Reply, RequestDescriptor, Timing, problem_reply
+from gati_core.wire import HEAD_ONLY, PROTOCOL, Reply, RequestDescriptor, Timing, problem_reply
 
 log = structlog.get_logger(__name__)
 
@@ -172,6 +172,8 @@ class HandlerRun(TaskOwner):
         except BaseException as exc:
             if self.is_abandoned:
                 return None
+            if isinstance(exc, asyncio.CancelledError) and self.control.cancel_reason == HEAD_ONLY:
+                return await self._end_early(exc)
             return await self._fail(exc)
         finally:
             self.own_no_more(owner)
@@ -190,6 +192,15 @@ class HandlerRun(TaskOwner):
         call, lifecycle = self.plan.call, self.lifecycle
         result = await lifecycle.threads.run(call.function, self.request, self.response, lifecycle.gctx, self.lctx)
         return await result if inspect.isawaitable(result) else result
+
+    async def _end_early(self, exc: BaseException) -> Reply | None:
+        """The client asked for the head of a stream and has it: the rest is not wanted, and nothing has failed."""
+        self.control.is_settling = True
+        await note_cancellation(is_delivered=True)
+        if self._handler_began:
+            self._handler_ended()
+        self.lctx.enter("completed")
+        return await self._answer(None)
 
     def _handler_ended(self) -> None:
         if self.emit is not None:

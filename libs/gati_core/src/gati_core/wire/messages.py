@@ -136,13 +136,17 @@ class Reply(msgspec.Struct, array_like=True, gc=False):
     """With `more`: the subject on which the worker listens for this request's frames."""
 
 
+HEAD_ONLY = "head_only"
+"""Reason of a `Cancel` by an ingress that has what it needs: the head of a stream that was asked for by HEAD."""
+
+
 class Cancel(msgspec.Struct, array_like=True, gc=False):
     """Nobody waits for this request any more."""
 
     protocol: int
     request_id: str
     reason: str
-    """`deadline` or `client_gone`."""
+    """`deadline`, `client_gone`, …; or `HEAD_ONLY`, which is no failure."""
     deadline_ms: int
     """Until when the cancellation must be remembered."""
 
