@@ -97,6 +97,13 @@ async def wait(req: Request[None], res: Response[Any], gctx: GlobalContext, lctx
     res.json({"waited": True})
 
 
+@app.post("/stored")
+async def stored(req: Request[Any], res: Response[Any], gctx: GlobalContext, lctx: LocalContext) -> None:
+    """Leaves something in its state."""
+    lctx.set("seen", [req.raw_body.decode()])
+    res.json({"stored": True})
+
+
 @app.get("/config")
 async def config(req: Request[None], res: Response[Any], gctx: GlobalContext, lctx: LocalContext) -> None:
     """The configuration, and what comes of changing it."""

@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from gati_core.contexts import Topics
+from gati_core.contexts import Topics, from_bytes
 from gati_core.fabric import Fabric, FabricTopics, KvBucket, open_fabric
+from gati_core.fabric.stored_runs import read_stored_run
+from gati_core.wire import StoredRun
 from tests.helpers.notes import Notes
 from tests.helpers.processes import FabricUnderTest, running_fabric
 from tests.helpers.waiting import eventually
@@ -37,6 +39,7 @@ async def pair(directory: Path) -> AsyncIterator[FabricUnderTest]:
         "GATI_WORKER_HEALTH_EVERY_S": "0.3",
         "GATI_WORKER_CONFIG_FILE": str(directory / "config.toml"),
         "GATI_TEST_MOOD": str(directory / "mood"),
+        "GATI_WORKER_STORE_RUNS": "flagged",
     }
     async with running_fabric(directory, packages=[PACKAGE], workers=2, environment=environment) as fabric:
         yield fabric
@@ -113,6 +116,37 @@ async def test_a_check_that_fails_shows_in_the_announcement(
 
 
 # -- topics -------------------------------------------------------------------------------------
+
+
+async def test_a_run_is_stored_when_it_is_asked_for(client: httpx.AsyncClient, inside: Fabric) -> None:
+    headers = {"x-gati-flags": "snapshot", "authorization": "Bearer do-not-keep-this"}
+    asked = await client.post("/stored?n=7", content=b"the body", headers=headers)
+    other = await client.post("/stored", content=b"the body")
+
+    stored = await stored_run(inside, asked.headers["x-request-id"])
+    assert (stored.handler, stored.status, stored.descriptor.query, stored.descriptor.body) == (
+        "stored",
+        200,
+        "n=7",
+        b"the body",
+    )
+    assert dict(stored.descriptor.headers)["authorization"] == "(left out)"
+    assert from_bytes(stored.snapshot).state == {"seen": ["the body"]}
+    assert [each.event for each in stored.events][-1] == "request:end"
+    assert await read_stored_run(inside.connection, other.headers["x-request-id"]) is None
+
+
+async def stored_run(inside: Fabric, request_id: str) -> StoredRun:
+    """Wait for it: the answer does not wait until it is stored."""
+    found: list[StoredRun | None] = []
+
+    async def is_there() -> bool:
+        found[:] = [await read_stored_run(inside.connection, request_id)]
+        return found[0] is not None
+
+    await eventually(is_there, within_s=10)
+    assert found[0] is not None
+    return found[0]
 
 
 async def test_every_process_hears_what_a_handler_publishes_and_one_of_a_group_what_is_kept(
