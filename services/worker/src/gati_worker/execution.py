@@ -13,7 +13,6 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-import msgspec
 import structlog
 
 from gati_core import App
@@ -43,6 +42,7 @@ from gati_core.wire import (
     problem_reply,
 )
 from gati_worker.ledger import CrashLedger, LedgerEntry
+from gati_worker.running import ExecutionStats, Running
 
 log = structlog.get_logger(__name__)
 
@@ -55,77 +55,6 @@ _ABANDON_AFTER_S = 2.0
 _SETTLE_WITHIN_S = 2.0
 _SOCKET_GRACE_S = 5.0
 """What a WebSocket handler has left after its client has gone, if it does not notice by itself."""
-
-
-class ExecutionStats(msgspec.Struct):
-    """Plain counters, read by the announcements."""
-
-    received: int = 0
-    replied: int = 0
-    failed: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    redelivered: int = 0
-    dead: int = 0
-    abandoned: int = 0
-    """Handlers that did not react to being cancelled; their tasks may still run."""
-
-
-class _Running:
-    """One request in this process; also what its run and its canceller share (`Control`)."""
-
-    __slots__ = (
-        "cancel_reason",
-        "cancelled_at",
-        "channel",
-        "deadline_ms",
-        "delivery",
-        "executor",
-        "has_begun",
-        "is_forgotten",
-        "is_once",
-        "is_own_limit",
-        "is_settling",
-        "item",
-        "leased_at",
-        "lost_at",
-        "own_deadline_ms",
-        "run",
-        "slot",
-        "task",
-    )
-
-    def __init__(
-        self,
-        executor: Executor,
-        delivery: DeliveryPort,
-        item: WorkItem,
-        own_deadline_ms: float,
-        leased_at: float,
-        slot: int,
-    ) -> None:
-        self.executor = executor
-        self.delivery = delivery
-        self.item = item
-        self.own_deadline_ms = own_deadline_ms
-        self.is_own_limit = own_deadline_ms < item.deadline_ms
-        self.deadline_ms = own_deadline_ms if self.is_own_limit else float(item.deadline_ms)
-        self.leased_at = leased_at
-        self.slot = slot
-        self.is_once = item.mode == "at_most_once"
-        self.cancel_reason = ""
-        self.cancelled_at = 0.0
-        self.lost_at = 0.0
-        self.has_begun = False
-        self.is_settling = False
-        self.is_forgotten = False
-        self.channel: Channel | None = None
-        self.run: HandlerRun | None = None
-        self.task: asyncio.Task[None] | None = None
-
-    def send_head(self, reply: Reply, channel: Channel) -> None:
-        """See `Control`."""
-        self.executor.begin_answer(self, reply, channel)
 
 
 class Executor:
@@ -149,7 +78,7 @@ class Executor:
         self._lifecycle = lifecycle
         self._ledger = ledger
         self._loop = asyncio.get_running_loop()
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._max_channels = max_channels
         self._channels = 0
         """Requests whose answer has begun as a stream or socket."""
@@ -218,7 +147,7 @@ class Executor:
 
     def _begin(self, delivery: DeliveryPort, item: WorkItem, plan: Plan, attempt: int, now_ms: float) -> None:
         slot = self._note(item, delivery, attempt, is_once=item.mode == "at_most_once")
-        running = _Running(self, delivery, item, now_ms + plan.call.timeout_s * 1000, self._loop.time(), slot)
+        running = Running(self, delivery, item, now_ms + plan.call.timeout_s * 1000, self._loop.time(), slot)
         self._running[item.request_id] = running
         if running.is_once:
             delivery.ack_keeping_slot()
@@ -245,7 +174,7 @@ class Executor:
 
     # -- running it -----------------------------------------------------------------------------
 
-    async def _run(self, running: _Running, plan: Plan, attempt: int) -> None:
+    async def _run(self, running: Running, plan: Plan, attempt: int) -> None:
         running.has_begun = True
         if running.cancel_reason:
             self._settle_cancelled(running)
@@ -301,7 +230,7 @@ class Executor:
                     task.add_done_callback(self._chores.discard)
                 await run.cleanup()
 
-    def _conclude(self, running: _Running, reply: Reply | None) -> None:
+    def _conclude(self, running: Running, reply: Reply | None) -> None:
         """Settle what a run came to."""
         if running.cancel_reason:
             self.stats.cancelled += 1
@@ -321,7 +250,7 @@ class Executor:
         else:
             self._finish(running, reply)
 
-    def begin_answer(self, running: _Running, reply: Reply, channel: Channel) -> None:
+    def begin_answer(self, running: Running, reply: Reply, channel: Channel) -> None:
         """The head of a stream or the acceptance of a socket leaves: nobody else may run this now.
 
         Raises:
@@ -345,7 +274,7 @@ class Executor:
         # It may be open for hours: the place is for the next request.
         running.delivery.release()
 
-    def _client_lost(self, running: _Running) -> None:
+    def _client_lost(self, running: Running) -> None:
         if running.run is not None and running.run.plan.call.is_websocket:
             running.lost_at = self._loop.time()
         else:
@@ -355,7 +284,7 @@ class Executor:
         reply.body_ticket = await self._fabric.bodies.put(f"{reply.request_id}-reply", reply.body)
         reply.body = b""
 
-    def _finish(self, running: _Running, reply: Reply) -> None:
+    def _finish(self, running: Running, reply: Reply) -> None:
         stats = self.stats
         stats.replied += 1
         if reply.status >= 500:
@@ -371,13 +300,13 @@ class Executor:
         self._forget(running)
 
     @staticmethod
-    def _settle_delivery(running: _Running) -> None:
+    def _settle_delivery(running: Running) -> None:
         if not running.is_once:
             running.delivery.ack()
         elif running.channel is None:  # else it was released when the answer began
             running.delivery.release()
 
-    def _settle_cancelled(self, running: _Running) -> None:
+    def _settle_cancelled(self, running: Running) -> None:
         """Cancelled before the handler had begun, or while its answer was being stored."""
         reason = running.cancel_reason
         self.stats.cancelled += 1
@@ -396,12 +325,12 @@ class Executor:
             running.delivery.nak()
             self._forget(running)
 
-    def _drop(self, running: _Running) -> None:
+    def _drop(self, running: Running) -> None:
         """Nobody waits for an answer."""
         self._settle_delivery(running)
         self._forget(running)
 
-    def _forget(self, running: _Running) -> None:
+    def _forget(self, running: Running) -> None:
         if running.channel is not None and not running.is_forgotten:
             self._channels -= 1
         running.is_forgotten = True
@@ -472,7 +401,7 @@ class Executor:
                 running.leased_at = now
                 running.delivery.in_progress()
 
-    def _cancel(self, running: _Running, reason: str) -> None:
+    def _cancel(self, running: Running, reason: str) -> None:
         if running.cancel_reason:
             return
         running.cancel_reason = reason
@@ -481,7 +410,7 @@ class Executor:
         if running.has_begun and running.task is not None and not running.is_settling:
             running.task.cancel()
 
-    def _insist(self, running: _Running, now: float) -> None:
+    def _insist(self, running: Running, now: float) -> None:
         """The handler has swallowed its cancellation: cancel again, and at last go on without it."""
         task, run = running.task, running.run
         if task is None or not running.has_begun:
@@ -496,7 +425,7 @@ class Executor:
         running.is_settling = True
         self._chore(self._settle_abandoned(running, run))
 
-    async def _settle_abandoned(self, running: _Running, run: HandlerRun) -> None:
+    async def _settle_abandoned(self, running: Running, run: HandlerRun) -> None:
         try:
             self._conclude(running, await run.give_up())
         finally:

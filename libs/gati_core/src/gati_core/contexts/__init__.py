@@ -27,14 +27,8 @@ from gati_core.contexts._hooks import (
     is_async_callable,
     make_hook,
 )
-from gati_core.contexts._local import (
-    MAX_REGISTRATIONS,
-    ClientInfo,
-    LocalContext,
-    References,
-    RequestMeta,
-    VersionInfo,
-)
+from gati_core.contexts._local import MAX_REGISTRATIONS, LocalContext
+from gati_core.contexts._meta import ClientInfo, References, RequestMeta, VersionInfo
 from gati_core.contexts._metrics import InProcessMetrics, Metrics, MetricsSnapshot, Series
 from gati_core.contexts._operations import MAX_OPERATIONS, Operations
 from gati_core.contexts._process import Priority, ProcessLifecycle
