@@ -12,6 +12,7 @@ from gati_core.fabric import free_port
 from gati_core.ids import new_instance_id
 from tests.helpers.docker import ROOT, Compose, require_docker
 from tests.helpers.ledger import Ledger
+from tests.helpers.waiting import eventually
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,7 +57,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client for the stack."""
     async with httpx.AsyncClient(base_url=stack.url, timeout=30, trust_env=False) as client:
+        await pools_are_served(client)
         yield client
+
+
+async def pools_are_served(client: httpx.AsyncClient) -> None:
+    """Return once the ledger package answers; containers may be healthy before the router has heard of it."""
+
+    async def is_served() -> bool:
+        return (await client.post("/again", json={"id": "probe"})).status_code == 200
+
+    await eventually(is_served, within_s=20)
 
 
 @pytest.fixture(autouse=True)

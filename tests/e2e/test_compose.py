@@ -13,7 +13,7 @@ from collections import Counter
 import anyio.to_thread
 import httpx
 
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Stack, pools_are_served
 from tests.helpers.docker import docker
 from tests.helpers.load import loaded
 from tests.helpers.waiting import eventually
@@ -22,15 +22,6 @@ from tests.helpers.waiting import eventually
 async def in_thread(function: object, *arguments: object, **options: object) -> object:
     """Run a docker command without stopping the clients."""
     return await asyncio.to_thread(function, *arguments, **options)  # type: ignore[arg-type]
-
-
-async def pools_are_served(client: httpx.AsyncClient) -> None:
-    """Return once the ledger package answers; healthy containers may still be loading it."""
-
-    async def is_served() -> bool:
-        return (await client.post("/again", json={"id": "probe"})).status_code == 200
-
-    await eventually(is_served, within_s=20)
 
 
 async def test_the_examples_answer_as_the_readme_says(stack: Stack, client: httpx.AsyncClient) -> None:
