@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from gati_core import App
 from gati_core.errors import DeadlineExceeded, HandlerError, RegistrationError, TooLate
 from gati_core.lifecycle import failing
+from gati_testing import Harness
 from tests.helpers.handling import Desk, problem, shop
 
 SHORT_S = 0.02
@@ -268,6 +269,72 @@ async def test_a_catch_hook_may_answer_in_place_of_the_error() -> None:
 
     assert (reply.status, reply.body, reply.error) == (503, b'{"sorry":"broken"}', None)
     assert reply.headers == [("retry-after", "9"), ("content-type", "application/json")]
+
+
+@pytest.mark.parametrize(("status", "logged"), [(402, "failure_answered_by_hook"), (500, "handler_failed")])
+async def test_a_failure_that_a_catch_hook_expects_is_no_alarm_and_a_bug_keeps_its_stack(
+    status: int, logged: str
+) -> None:
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        raise LookupError("no such card")
+
+    app = shop(handler)
+    app.catch(lambda error, gctx, lctx: lctx.response.status(status).json({"declined": True}))
+
+    with capture_logs() as lines:
+        reply = await Desk().handle(app)
+
+    assert reply is not None
+    assert reply.status == status
+    (line,) = lines
+    assert line["event"] == logged
+    assert ("exc_info" in line) is (status == 500)
+
+
+async def test_a_header_that_a_catch_hook_adds_goes_with_the_errors_own_answer() -> None:
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        raise HandlerError("no", 409)
+
+    app = shop(handler)
+    app.catch(lambda error, gctx, lctx: lctx.response.header("x-help", "ask again") and None)
+
+    reply = await Desk().handle(app)
+
+    assert reply is not None
+    assert (reply.status, dict(reply.headers)["x-help"]) == (409, "ask again")
+
+
+async def test_an_after_hook_cannot_turn_an_answer_into_a_redirect() -> None:
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        res.text("answered")
+
+    app = shop(handler)
+    app.after(lambda gctx, lctx: lctx.response.redirect("/elsewhere"))
+
+    reply = await Desk().handle(app)
+
+    assert reply is not None
+    assert (reply.status, "location" in dict(reply.headers)) == (500, False)
+
+
+async def test_a_header_that_comes_too_late_for_a_stream_is_no_failure() -> None:
+    async def handler(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
+        async with res.stream() as stream:
+            await stream.write("whole")
+
+    app = shop(handler)
+    app.after(lambda gctx, lctx: lctx.response.header("x-late", "1") and None)
+
+    async with Harness(app) as harness:
+        result = await harness.execute_handler(handler)
+
+    assert (result.response.text, result.response.is_cut, result.error) == ("whole", False, None)
+    assert result.response.header("x-late") is None
+
+
+def test_a_detached_hook_has_no_retries() -> None:
+    with pytest.raises(RegistrationError, match="no retries"):
+        App("shop").after(lambda gctx, lctx: None, detached=True, retries=1)
 
 
 async def test_the_first_answer_of_a_catch_hook_stands() -> None:

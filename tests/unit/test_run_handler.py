@@ -298,6 +298,7 @@ async def test_every_error_of_the_taxonomy_has_its_status_and_code(
     assert SECRET not in reply.body.decode()
     special = {
         errors.ChannelClosed: "client_left_stream",
+        errors.HookTimeout: "hook_timed_out",
         errors.InvalidResponse: "response_invalid",
         errors.TooManyChannels: "handler_answered_error",
     }

@@ -277,7 +277,6 @@ class HandlerRun(TaskOwner):
             if lctx._lifecycle is not None and lctx._is_timed_out:
                 await run_isolated(self, lctx._lifecycle.timeouts, "timeout_callback_failed")
             lctx.enter("error")
-            log_failure(self, exc, error, has_answered=stands)
             told = error if isinstance(exc, asyncio.CancelledError) else exc
             if lctx._lifecycle is not None and lctx._lifecycle.errors:
                 await run_isolated(self, lctx._lifecycle.errors, "error_callback_failed", told)
@@ -289,6 +288,7 @@ class HandlerRun(TaskOwner):
             log.warning("settling_cut_short", request_id=lctx.request_id, handler=call.id)
         except BaseException as bug:
             log.error("settling_failed", request_id=lctx.request_id, handler=call.id, exc_info=bug)
+        log_failure(self, exc, error, has_answered=stands)
         if stands:
             self.response = lctx.response = answer
             return await self._answer(None)

@@ -88,7 +88,10 @@ def log_failure(run: HandlerRun, exc: BaseException, error: GatiError, *, has_an
     fields = {"request_id": run.lctx.request_id, "handler": run.plan.call.id}
     if run.current_hook:
         fields["hook"] = run.current_hook
-    if has_answered:
+    if not has_answered and run.response.is_sent() and run.response.parts()[0] < 500:
+        # Somebody expected it: a stack would only alarm. Behind a hook's own 5xx a bug keeps its stack.
+        log.info("failure_answered_by_hook", **fields, status=run.response.parts()[0], error=described(exc))
+    elif has_answered:
         if not isinstance(exc, (asyncio.CancelledError, ChannelClosed)):
             log.error("handler_failed_after_response", **fields, exc_info=exc)
     elif isinstance(exc, asyncio.CancelledError):
@@ -100,6 +103,8 @@ def log_failure(run: HandlerRun, exc: BaseException, error: GatiError, *, has_an
     elif isinstance(exc, HandlerError):
         if exc.status_code >= 500:
             log.warning("handler_answered_error", **{**exc.facts, **fields, "error": described(exc)})
+    elif isinstance(exc, HookTimeout):
+        log.error("hook_timed_out", **fields, error=str(exc))
     elif isinstance(exc, InvalidResponse):
         log.error("response_invalid", **fields, error=str(exc))
     elif isinstance(exc, ChannelClosed):

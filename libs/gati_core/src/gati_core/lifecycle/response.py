@@ -55,14 +55,17 @@ class Response(Generic[R]):
         return self
 
     def header(self, name: str, value: str) -> Response[R]:
-        """Add a header; a repeated name sends both. After hooks may still add some.
+        """Add a header; a repeated name sends both. After hooks may still add some, except to a stream,
+        whose headers have left: there it does nothing.
 
         Raises:
             ValueError: the name or value cannot be sent, or the ingress sets this header itself.
         """
-        if not self._late_headers or self._closed or self._kind == "stream":
+        if not self._late_headers or self._closed:
             self._must_be_open()
-        self._headers.append(header_pair(name, value))
+        pair = header_pair(name, value)
+        if not (self._late_headers and self._kind == "stream"):  # whose head has left with its first part
+            self._headers.append(pair)
         return self
 
     def headers(self, headers: Mapping[str, str]) -> Response[R]:
