@@ -20,7 +20,7 @@ def talk(stack: Stack) -> connect:
 
 
 async def test_server_sent_events_arrive_whole_and_in_order(stack: Stack, client: httpx.AsyncClient) -> None:
-    async with client.stream("GET", "/ticks/500") as answer:
+    async with client.stream("GET", "/numbers/500") as answer:
         lines = [line async for line in answer.aiter_lines()]
 
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")

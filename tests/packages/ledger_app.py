@@ -89,8 +89,8 @@ async def again(req: Request[Errand], res: Response[Receipt], gctx: GlobalContex
     await run(req.body, res, gctx, lctx)
 
 
-@app.get("/ticks/{count}")
-async def ticks(req: Request[None], res: Response[str], gctx: GlobalContext, lctx: LocalContext) -> None:
+@app.get("/numbers/{count}")
+async def numbers(req: Request[None], res: Response[str], gctx: GlobalContext, lctx: LocalContext) -> None:
     """Server-sent events, numbered."""
     async with res.stream(content_type="text/event-stream") as stream:
         for number in range(int(req.params["count"])):

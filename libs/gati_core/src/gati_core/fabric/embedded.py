@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,9 +16,24 @@ from pathlib import Path
 
 from gati_core.errors import BrokerUnavailable
 
+_PORTS = (20_000, 31_999)
+"""Below what Linux, macOS and Windows use for outgoing connections."""
+
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
+    """A TCP port on 127.0.0.1 that was free a moment ago.
+
+    Not one that the system would choose: those it also gives to outgoing connections, and one of them
+    would sooner or later have this port when it is wanted.
+    """
+    for _ in range(100):
+        port = random.randint(*_PORTS)  # noqa: S311 - no secret
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
