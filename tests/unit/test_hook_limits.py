@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,33 +12,9 @@ from structlog.testing import capture_logs
 from gati_core.errors import HookTimeout
 from gati_core.lifecycle import hooking, watch_tasks
 from tests.helpers.handling import Desk, problem, shop
+from tests.helpers.recorder import Recorder
 
 SHORT_S = 0.02
-
-
-class Recorder:
-    """Functions that note that they ran."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    def note(self, name: str, *, raises: BaseException | None = None) -> Callable[..., Any]:
-        def hook(gctx: Any, lctx: Any) -> None:
-            self.ran.append(name)
-            if raises is not None:
-                raise raises
-
-        return hook
-
-    def catch(self, name: str) -> Callable[..., Any]:
-        def hook(error: Any, gctx: Any, lctx: Any) -> None:
-            self.ran.append(name)
-
-        return hook
-
-    async def handler(self, req: Any, res: Any, gctx: Any, lctx: Any) -> None:
-        self.ran.append("handler")
-        res.text("ok")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,31 +11,7 @@ from gati_core import App
 from gati_core.errors import Forbidden, HandlerError
 from gati_core.lifecycle import hooking
 from tests.helpers.handling import Desk, problem, shop
-
-
-class Recorder:
-    """Functions that note that they ran."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    def note(self, name: str, *, raises: BaseException | None = None) -> Callable[..., Any]:
-        def hook(gctx: Any, lctx: Any) -> None:
-            self.ran.append(name)
-            if raises is not None:
-                raise raises
-
-        return hook
-
-    def catch(self, name: str) -> Callable[..., Any]:
-        def hook(error: Any, gctx: Any, lctx: Any) -> None:
-            self.ran.append(name)
-
-        return hook
-
-    async def handler(self, req: Any, res: Any, gctx: Any, lctx: Any) -> None:
-        self.ran.append("handler")
-        res.text("ok")
+from tests.helpers.recorder import Recorder
 
 
 @pytest.fixture
