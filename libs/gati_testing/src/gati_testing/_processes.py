@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,19 @@ class ServiceProcess:
         self._signal_group(signal.SIGKILL)
         self._process.wait(5)
 
-    def pause(self) -> None:
-        """Freeze it and its children."""
+    def pause(self, *, within_s: float = 5.0) -> None:
+        """Freeze it and its children, and return once they stand still.
+
+        Raises:
+            AssertionError: they did not stop in time.
+        """
         self._signal_group(signal.SIGSTOP)
+        # The signal is only on its way: threads on other cores may still answer what is sent right now.
+        give_up_at = time.monotonic() + within_s
+        while not all(stands_still(pid) for pid in (self.pid, *self.children())):
+            if time.monotonic() > give_up_at:
+                raise AssertionError(f"{self.name} did not stop within {within_s:g} s")
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Undo `pause`."""
@@ -144,6 +155,15 @@ def running_processes() -> Iterator[tuple[int, int]]:
                 continue  # it has ended
             if state not in "ZX":
                 yield int(entry.name), int(parent)
+
+
+def stands_still(pid: int) -> bool:
+    """Whether none of its threads runs, because it was stopped or has ended; True where nobody can tell."""
+    try:
+        threads = [(task / "stat").read_text().rpartition(")")[2].split() for task in (_PROC / str(pid)).glob("task/*")]
+    except OSError:
+        return False  # one of them is just ending: look again
+    return all(thread[0] in "TtZX" for thread in threads)
 
 
 def processes_with(variable: str, value: str) -> list[int]:

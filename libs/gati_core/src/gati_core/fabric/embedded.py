@@ -132,9 +132,19 @@ class EmbeddedBroker:
             self._process.wait(5)
             self._process = None
 
-    def pause(self) -> None:
-        """Freeze it: connections stay, nothing answers."""
+    def pause(self, *, within_s: float = 5.0) -> None:
+        """Freeze it and return once it stands still: connections stay, nothing answers.
+
+        Raises:
+            BrokerUnavailable: it ended, or did not stop in time.
+        """
         os.kill(self.pid, signal.SIGSTOP)
+        # The signal is only on its way: threads on other cores may still answer what is sent right now.
+        give_up_at = time.monotonic() + within_s
+        while os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG) is None:
+            if not self.is_running or time.monotonic() > give_up_at:
+                raise BrokerUnavailable(f"the embedded nats-server did not stop within {within_s:g} s")
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Undo `pause`."""
