@@ -161,6 +161,18 @@ class MalformedManifest(MalformedMessage):
     code = "wire.malformed_manifest"
 
 
+class MalformedGType(MalformedMessage):
+    """A type document that cannot be read or makes no sense; names the place in it."""
+
+    code = "gtype.malformed"
+
+
+class UnsupportedType(PermanentError):
+    """An annotation that no type document can express; names the path to the offending field."""
+
+    code = "gtype.unsupported"
+
+
 # -- requests ---------------------------------------------------------------------------------
 
 

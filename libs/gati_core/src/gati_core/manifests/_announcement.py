@@ -4,59 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
 
 from gati_core.errors import MalformedManifest
-from gati_core.wire import PROTOCOL, DeliveryMode
+from gati_core.manifests._handler import HandlerManifest, Token
+from gati_core.wire import PROTOCOL
 
-Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
-METHODS: tuple[str, ...] = get_args(Method)
-
-_Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-_Path = Annotated[str, Meta(pattern=r"^/", max_length=1024)]
 T = TypeVar("T", bound=msgspec.Struct)
-
-
-class HookRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One hook of a handler, complete enough to play its lifecycle back."""
-
-    id: Annotated[str, Meta(min_length=1)]
-    type: Literal["before", "after", "catch"]
-    level: Literal["global", "route", "local"]
-    timeout_s: float
-    retries: int = 0
-    backoff_s: float = 0.0
-    is_async: bool = False
-    threaded: bool = False
-    detached: bool = False
-
-
-class HandlerManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """One handler of a package."""
-
-    id: _Token
-    methods: Annotated[list[Method | Literal["WEBSOCKET"]], Meta(min_length=1)]
-    path: _Path
-    """With parameters as `{name}`."""
-    mode: DeliveryMode
-    timeout_s: Annotated[float, Meta(gt=0)] = 30.0
-    is_async: bool = True
-    summary: str = ""
-    source: str = ""
-    """`file:line` of the function, for people."""
-    hooks: list[HookRecord] = []
-    """Of the package and of the route, in the order of registration within type and level."""
 
 
 class PoolManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What the workers of one package version offer; key `current.<app>` in `{ns}_manifests`."""
 
     protocol: int = PROTOCOL
-    app: _Token
-    pool: _Token
+    app: Token
+    pool: Token
     version: str = ""
     handlers: list[HandlerManifest]
     published_ms: int = 0
@@ -67,7 +31,7 @@ class WorkerAnnouncement(msgspec.Struct, frozen=True, kw_only=True):
     """One live worker; key `worker.<pool>.<id>` in `{ns}_pools`, rewritten with every heartbeat."""
 
     protocol: int = PROTOCOL
-    worker: _Token
+    worker: Token
     manifest: PoolManifest
     state: Literal["ready", "draining"] = "ready"
     host: str = ""
@@ -88,7 +52,7 @@ class RouterBeat(msgspec.Struct, frozen=True, kw_only=True):
     """One live router; key `router.<id>` in `{ns}_pools`."""
 
     protocol: int = PROTOCOL
-    router: _Token
+    router: Token
     host: str = ""
     pid: int = 0
     routed: int = 0
