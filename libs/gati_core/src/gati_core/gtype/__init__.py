@@ -6,6 +6,23 @@ the comparison of versions, OpenAPI, generated clients) is derived from it.
 May import: `errors`. Pure: no I/O, no clock, no broker.
 """
 
+from gati_core.gtype._brands import (
+    Brand,
+    BrandRule,
+    Checked,
+    Email,
+    Password,
+    Secret,
+    UniqueItems,
+    Url,
+    brand,
+    brands,
+    custom_check,
+    expand_brands,
+    is_secret,
+    register_brand,
+    register_check,
+)
 from gati_core.gtype._document import (
     canonical_json,
     check_document,
@@ -15,6 +32,9 @@ from gati_core.gtype._document import (
     resolve,
     write_document,
 )
+from gati_core.gtype._expected import MAX_ERRORS, REDACTED, FieldError, Step, path_text, shown
+from gati_core.gtype._formats import FORMATS, Format, is_of_format
+from gati_core.gtype._interpreter import errors_of
 from gati_core.gtype._model import (
     ANY,
     AnyOf,
@@ -39,29 +59,54 @@ from gati_core.gtype._model import (
 
 __all__ = [
     "ANY",
+    "FORMATS",
+    "MAX_ERRORS",
+    "REDACTED",
     "AnyOf",
     "ArrayOf",
+    "Brand",
+    "BrandRule",
+    "Checked",
     "Document",
+    "Email",
     "Enumeration",
+    "FieldError",
+    "Format",
     "GType",
     "IntersectionOf",
     "LiteralOf",
     "NeverOf",
     "ObjectOf",
+    "Password",
     "Primitive",
     "Ref",
+    "Secret",
+    "Step",
     "TupleOf",
     "UnionOf",
+    "UniqueItems",
     "UnknownOf",
+    "Url",
     "Validator",
+    "brand",
+    "brands",
     "canonical_json",
     "check_document",
     "children",
     "clone",
+    "custom_check",
+    "errors_of",
+    "expand_brands",
     "fingerprint",
+    "is_of_format",
     "is_required",
+    "is_secret",
+    "path_text",
     "read_document",
+    "register_brand",
+    "register_check",
     "resolve",
+    "shown",
     "walk",
     "write_document",
 ]

@@ -68,10 +68,7 @@ def read_document(data: bytes | str | Mapping[str, Any]) -> Document:
     if size > MAX_BYTES:
         raise MalformedGType(f"the document of {size} bytes exceeds the limit of {MAX_BYTES}")
     try:
-        if isinstance(data, (bytes, str)):
-            raw = msgspec.json.decode(data)
-        else:
-            raw = data
+        raw = msgspec.json.decode(data) if isinstance(data, (bytes, str)) else data
         _check_version(raw)
         document = msgspec.convert(raw, Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
