@@ -39,12 +39,17 @@ class Stack(NamedTuple):
 
 
 @contextmanager
-def open_stack(folder: Path, settings: Mapping[str, str]) -> Iterator[Stack]:
+def open_stack(folder: Path, settings: Mapping[str, str], *, checkout: Path | None = None) -> Iterator[Stack]:
     """Broker, ingress, router and worker with the handlers of `bench_app.py`, until the end of the block.
 
     Args:
         settings: of the services, by the names of their variables; whatever else is set does not count.
+        checkout: another working copy, with a `.venv` of its own, whose code is run instead.
     """
+    python = sys.executable if checkout is None else str(checkout / ".venv" / "bin" / "python")
+    app = (HERE if checkout is None else checkout / "benchmarks") / "bench_app.py"
+    if not Path(python).exists():
+        raise SystemExit(f"{checkout} has no .venv: run `make test PYTEST_ARGS=--version` there")
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as cleanup:
@@ -54,13 +59,13 @@ def open_stack(folder: Path, settings: Mapping[str, str]) -> Iterator[Stack]:
         commands = {
             "ingress": ["gati_ingress"],
             "router": ["gati_router"],
-            "worker": ["gati_worker", "--source", str(HERE / "bench_app.py")],
+            "worker": ["gati_worker", "--source", str(app)],
         }
         processes = {}
         for name, command in commands.items():
             log = cleanup.enter_context((folder / f"{name}.log").open("w"))
             processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *command], env=environment, stdout=log, stderr=log, start_new_session=True
+                [python, "-m", *command], env=environment, stdout=log, stderr=log, start_new_session=True
             )
             cleanup.callback(_end, processes[name])
         try:

@@ -195,8 +195,8 @@ class Bench:
         call, gctx, descriptor = plan.call, self._gctx, _descriptor()
         for _ in range(count):
             request: Request[Any] = Request(descriptor, {}, body)
-            if call.body_reader is not None:
-                call.body_reader.fill(request)
+            if call.request_reader is not None:
+                call.request_reader.fill(request)
             response: Response[Any] = Response(None)
             await call.function(request, response, gctx, None)
             if call.response_check is not None:

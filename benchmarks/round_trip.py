@@ -7,10 +7,12 @@ broker, one ingress process, one router, and one worker (a supervisor with one c
     python benchmarks/round_trip.py
     python benchmarks/round_trip.py --connections 128 --route orders-again --json
     python benchmarks/round_trip.py --floor PATH     # beside a script that measures the least possible
+    python benchmarks/round_trip.py --against PATH   # beside another checkout, such as one of an older commit
 
-Machines are noisy, so a ratio only counts within one run: with `--floor` both stacks are started
+Machines are noisy, so a ratio only counts within one run: with `--floor` or `--against` both stacks are started
 once, and for every number of connections the two are measured in turn, while the other one is idle.
-The floor script must offer `prepare`, `ingress`, `router`, `worker` and `run`.
+The floor script must offer `prepare`, `ingress`, `router`, `worker` and `run`. The other checkout needs its
+`.venv` (`make test PYTEST_ARGS=--version` there makes one); the run ends with 1 when ours has lost more than 5 %.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ wrk.body = '{"sku":"ada-42","quantity":3}'
 wrk.headers["Content-Type"] = "application/json"
 """
 ROUTES = {"orders": ("/orders", POST), "orders-again": ("/orders-again", POST), "hello": ("/hello/ada", "")}
+KEPT = 0.95
+"""Of the other checkout's requests per second; the run fails below it."""
 QUIET_S = 0.3
 """Between two measurements, so that the acknowledgements of one do not count for the next."""
 
@@ -66,13 +70,14 @@ class Row(NamedTuple):
 
 
 @contextmanager
-def open_product(folder: Path, route: str) -> Iterator[Stack]:
-    """Our own processes on free ports, until the end of the block."""
+def open_product(folder: Path, route: str, *, checkout: Path | None = None) -> Iterator[Stack]:
+    """Our own processes, or those of another checkout, on free ports, until the end of the block."""
     path, lua = ROUTES[route]
-    script = folder / "product.lua"
+    name = "gati" if checkout is None else "other"
+    script = folder / f"{name}.lua"
     script.write_text(lua)
-    with open_stack(folder / "product", {}) as stack:
-        yield Stack("gati", f"http://127.0.0.1:{stack.port}{path}", script, stack.pids)
+    with open_stack(folder / name, {}, checkout=checkout) as stack:
+        yield Stack(name, f"http://127.0.0.1:{stack.port}{path}", script, stack.pids)
 
 
 @contextmanager
@@ -186,14 +191,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements per row; the row shows medians")
     parser.add_argument("--warm-up", type=int, default=3, help="seconds of load at 32 connections beforehand")
     parser.add_argument("--route", choices=sorted(ROUTES), default="orders")
-    parser.add_argument("--floor", type=Path, metavar="PATH", help="a floor script to measure in turn with ours")
+    beside = parser.add_mutually_exclusive_group()
+    beside.add_argument("--floor", type=Path, metavar="PATH", help="a floor script to measure in turn with ours")
+    beside.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="another checkout to measure in turn with ours"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     options = parser.parse_args()
 
     output = Output(as_json=options.json)
+    lost = False
     with tempfile.TemporaryDirectory(prefix="gati-bench-") as name, ExitStack() as cleanup:
         folder = Path(name)
         stacks = [cleanup.enter_context(open_floor(folder, options.floor))] if options.floor else []
+        if options.against:
+            stacks.append(
+                cleanup.enter_context(open_product(folder, options.route, checkout=options.against.resolve()))
+            )
         stacks.append(cleanup.enter_context(open_product(folder, options.route)))
         what = f"{options.seconds} s each; route {ROUTES[options.route][0]}"
         output.header(header(warm_up=f"{options.warm_up} s", rounds=options.rounds, others=what))
@@ -203,7 +217,7 @@ def main() -> None:
             ["case", "connections", "req/s", "p50 ms", "p99 ms"]
             + [f"{part} µs" for part in (*PARTS, "all")]
             + [f"{part} MiB" for part in PARTS]
-            + [f"{figure} / floor" for figure in ("req/s", "least–most", "p50", "p99", "CPU")]
+            + [f"{figure} / {stacks[0].name}" for figure in ("req/s", "least–most", "p50", "p99", "CPU")]
         )
         for connections in map(int, options.connections.split(",")):
             rows: dict[str, list[Row]] = {stack.name: [] for stack in stacks}
@@ -215,6 +229,9 @@ def main() -> None:
                 compared = len(stacks) == 2 and stack is stacks[-1]
                 shares = of_floor(rows[stack.name], rows[stacks[0].name]) if compared else None
                 report(output, stack, connections, rows[stack.name], shares)
+                lost = lost or (options.against and shares is not None and shares["requests_per_s"] < KEPT)
+    if lost:
+        raise SystemExit(f"less than {KEPT:g} of the other checkout's requests per second")
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     options = parser.parse_args()
 
+    has_lost = False
     numbers = [int(text) for text in options.connections.split(",")]
     need_files(2 * max(numbers) + 1024)
     output = Output(as_json=options.json)
@@ -148,6 +149,9 @@ def main() -> None:
             cells += [f"{figures[key]:.1f}" for key in ("kib_per_connection", "kib_per_connection_busy")]
             cells += [f"{figures[f'{part}_cpu_us']:.0f}" for part in stack.pids]
             output.row(cells, figures)
+            has_lost = has_lost or bool(figures["lost"] or figures["out_of_order"] or figures["closed"])
+    if has_lost:
+        raise SystemExit("messages were lost or came in another order, or connections were closed")
 
 
 if __name__ == "__main__":

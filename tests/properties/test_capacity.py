@@ -137,6 +137,7 @@ async def test_a_fabric_at_capacity_refuses_or_delays_and_deadlines_end_what_run
 
 async def test_the_bursts_met_every_limit(outcomes: Counter[str]) -> None:
     """What the property above says of refusals and deadlines was seen to happen."""
-    print(dict(outcomes))
+    if not outcomes:
+        pytest.skip("only together with the property above, whose outcomes it looks at")
     expected = {"done", "ingress.overloaded", "fabric.backpressure", "request.deadline_exceeded", "handler.timeout"}
     assert set(outcomes) == expected

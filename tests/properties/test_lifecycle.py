@@ -200,22 +200,29 @@ async def test_hooks_run_in_order_and_unwind_in_exact_reverse(shapes: list[HookS
 
 @pytest.mark.prop(24)
 @many
-@given(shapes=st.lists(strategies.hook_shapes(forms=HOOK_FORMS, most_failures=0), max_size=6), is_async=st.booleans())
-async def test_local_hooks_register_in_every_form_and_run_once(shapes: list[HookShape], is_async: bool) -> None:
+@given(
+    shapes=st.lists(strategies.hook_shapes(forms=HOOK_FORMS, most_failures=0), max_size=6),
+    is_async=st.booleans(),
+    fails=st.booleans(),
+)
+async def test_local_hooks_register_in_every_form_and_run_once(
+    shapes: list[HookShape], is_async: bool, fails: bool
+) -> None:
     """P24 (R7.2, R10.5): before, after and catch hooks can be registered on the local context, sync or async."""
     shapes = [msgspec.structs.replace(shape, level="local") for shape in shapes]
     ran: list[str] = []
 
     def in_thread(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
-        raise ValueError
+        if fails:
+            raise ValueError
 
     async def in_loop(req: Any, res: Any, gctx: Any, lctx: Any) -> None:
-        raise ValueError
+        in_thread(req, res, gctx, lctx)
 
     app = hooked(in_loop if is_async else in_thread, shapes, lambda name, lctx: ran.append(name))
     await Desk().handle(app)
 
-    expected = [name for kind in ("before", "catch") for name, _ in in_order(shapes, kind)]
+    expected = [name for kind in ("before", "catch" if fails else "after") for name, _ in in_order(shapes, kind)]
     assert ran == expected
 
 

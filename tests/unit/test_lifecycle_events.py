@@ -319,3 +319,30 @@ def test_one_request_emits_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) 
         emit("hook:start", "x")
 
     assert len(heard) == 3
+
+
+def test_beyond_the_limit_what_was_told_to_begin_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[LifecycleEvent] = []
+    observers = Observers()
+    observers.listen(heard.append)
+    monkeypatch.setattr(events, "MAX_EVENTS", 2)
+    emit = observers.emitter(descriptor(), "h")
+    assert emit is not None
+
+    emit("handler:start", "h")
+    emit("hook:start", "a")
+    for name in ("b", "b", "c"):
+        emit("hook:start", name)
+        emit("hook:retry", name)
+        emit("hook:end", name)
+    emit("hook:error", "a")
+    emit("handler:end", "h")
+    emit("request:end", status=200)
+
+    assert [(each.type, each.stage) for each in heard] == [
+        ("handler:start", "h"),
+        ("hook:start", "a"),
+        ("hook:error", "a"),
+        ("handler:end", "h"),
+        ("request:end", ""),
+    ]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gati_worker.packages import GROUP, LoadError, PackageSpec, find_in, find_installed, fingerprint, load
+from gati_core.app.packages import GROUP, LoadError, PackageSpec, find_in, find_installed, fingerprint, load
 
 APP = """\
 from gati_core import App
@@ -180,7 +180,7 @@ def test_what_is_no_package_is_refused_and_says_what_was_looked_for(
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [importlib.metadata.EntryPoint(name, f"{name}_pkg:app", GROUP) for name in ("shop", "admin", "carts")]
-    monkeypatch.setattr("gati_worker.packages.entry_points", lambda *, group: [p for p in points if p.group == group])
+    monkeypatch.setattr("gati_core.app.packages.entry_points", lambda *, group: [p for p in points if p.group == group])
 
 
 @pytest.mark.usefixtures("installed")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from gati_core.errors import InvalidBody, RequestError, UnsupportedMedia
-from gati_core.lifecycle import BodyReader, Request
+from gati_core.lifecycle import DeclaredType, Request, RequestReader
 from gati_core.wire import PROTOCOL, RequestDescriptor
 from gati_testing import strategies
 
@@ -48,7 +48,7 @@ def _request(
 
 def _filled(body: bytes, body_type: Any = Order, *, headers: list[tuple[str, str]] | None = None) -> Any:
     request = _request(body, headers=JSON if headers is None else headers)
-    BodyReader(body_type).fill(request)
+    RequestReader(body=DeclaredType(body_type, where="body")).fill(request)
     return request.body
 
 
@@ -223,14 +223,14 @@ def test_a_typed_body_may_not_be_missing() -> None:
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (b"{}", "missing required field `sku`"),
-        (b'{"sku": 1}', r"Expected `str`, got `int` - at `\$.sku`"),
-        (b'{"sku": ""}', r"length >= 1 - at `\$.sku`"),
-        (b'{"sku": "a", "quantity": 0}', r">= 1 - at `\$.quantity`"),
-        (b'{"sku": "a", "quantity": "2"}', r"Expected `int`, got `str` - at `\$.quantity`"),
+        (b"{}", "sku: value is required"),
+        (b'{"sku": 1}', "sku: expected string, got 1"),
+        (b'{"sku": ""}', "sku: expected at least 1 character, got"),
+        (b'{"sku": "a", "quantity": 0}', "quantity: expected at least 1, got 0"),
+        (b'{"sku": "a", "quantity": "2"}', 'quantity: expected integer, got "2"'),
         (b'{"sku": "forbidden"}', "not for sale"),
-        (b"[]", "Expected `object`, got `array`"),
-        (b"null", "Expected `object`, got `null`"),
+        (b"[]", r"\(root\): expected object, got array\[0\]"),
+        (b"null", r"\(root\): expected object, got null"),
     ],
 )
 def test_a_body_that_does_not_fit_is_invalid_and_says_which_field_and_why(raw: bytes, reason: str) -> None:
@@ -240,7 +240,7 @@ def test_a_body_that_does_not_fit_is_invalid_and_says_which_field_and_why(raw: b
 
 @pytest.mark.parametrize("raw", [b"{", b'{"sku": "a"} x', b"\xff\xfe", b'{"sku": "\xff"}', b'{"x":' + b"[" * 100_000])
 def test_bytes_that_are_no_json_are_invalid(raw: bytes) -> None:
-    with pytest.raises(InvalidBody, match="the body is not JSON"):
+    with pytest.raises(InvalidBody, match=r"the body is (not JSON|not UTF-8|nested too deeply)"):
         _filled(raw)
 
 

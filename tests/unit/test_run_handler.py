@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from gati_core import errors
 from gati_core.errors import GatiError, HandlerError
-from gati_core.lifecycle import BodyReader, HandlerCall, Plan
+from gati_core.lifecycle import DeclaredType, HandlerCall, Plan, RequestReader
 from gati_core.wire import PROTOCOL, Reply
 from tests.helpers.handling import Desk, problem
 
@@ -34,7 +34,7 @@ def _plan(function: Callable[..., Any], body_type: Any = None) -> Plan:
             function=function,
             is_async=asyncio.iscoroutinefunction(function),
             timeout_s=30.0,
-            body_reader=BodyReader(body_type) if body_type else None,
+            request_reader=RequestReader(body=DeclaredType(body_type, where="body")) if body_type else None,
         )
     )
 
@@ -251,6 +251,7 @@ KEPT = {
     errors.RequestError: (400, "request.bad"),
     errors.InvalidPath: (400, "request.bad_path"),
     errors.InvalidBody: (400, "request.invalid_body"),
+    errors.InvalidRequest: (400, "request.invalid"),
     errors.UnsupportedMedia: (415, "request.unsupported_media_type"),
     errors.RouteNotFound: (404, "route.not_found"),
     errors.MethodNotAllowed: (405, "route.method_not_allowed"),

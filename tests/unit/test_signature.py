@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Optional
 import msgspec
 import pytest
 
-from gati_core.app._signature import body_type, check_handler, describe, response_type, source_of
+from gati_core.app._signature import check_handler, describe, request_types, response_type, source_of
 from gati_core.errors import RegistrationError
 from gati_core.lifecycle import Request, Response
 
@@ -182,7 +182,7 @@ def test_what_is_no_function_is_refused(thing: object) -> None:
         check_handler(thing)
 
 
-@pytest.mark.parametrize("check", [check_handler, body_type])
+@pytest.mark.parametrize("check", [check_handler, request_types])
 def test_a_type_that_is_not_there_at_run_time_is_refused_and_named(check: Callable[[Any], Any]) -> None:
     with pytest.raises(RegistrationError, match="'Missing', which is not defined at module level"):
         check(undefined_return if check is check_handler else undefined_type)
@@ -228,7 +228,7 @@ async def typed_with_setting(setting, req: Request[Order], res, gctx, lctx): ...
     ],
 )
 def test_the_body_type_is_what_the_request_is_annotated_with(function: Callable[..., Any], wanted: object) -> None:
-    assert body_type(function) == wanted
+    assert request_types(function).body == wanted
 
 
 # -- the answer's type --------------------------------------------------------------------------

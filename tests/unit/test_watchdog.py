@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from gati_core import App
 from gati_worker import watchdog
 from gati_worker.ledger import CrashLedger
 from gati_worker.runner import _functions
-from gati_worker.watchdog import Watchdog, known_code, open_watchdog, sight
+from gati_worker.watchdog import Sighting, Watchdog, known_code, open_watchdog, sight
 from tests.helpers.waiting import eventually
 
 
@@ -146,10 +148,37 @@ def test_the_function_nearest_to_the_block_is_named_with_the_deepest_line_of_its
     assert seen.innermost == f"inner ({seen.line})"
 
 
+class _Run:
+    """What a request's run looks like to who reads a stack."""
+
+    def __init__(self, handler: str) -> None:
+        self.plan = SimpleNamespace(call=SimpleNamespace(id=handler))
+
+    def execute(self, function: Callable[[], Sighting]) -> Sighting:
+        return function()
+
+
+def test_a_function_that_nobody_registered_is_blamed_on_the_handler_whose_request_runs_it() -> None:
+    def local_hook() -> Sighting:
+        return functools.reduce(lambda _, __: sight(sys._getframe(), {}), [1, 2])  # type: ignore[arg-type,return-value]
+
+    seen = _Run("place_order").execute(local_hook)
+
+    assert (seen.handler, seen.line) == ("place_order", _line_of(local_hook, "sight("))
+
+
+def test_a_line_of_python_itself_or_of_a_library_is_nobodys_own() -> None:
+    seen = json.loads("[1]", parse_int=lambda _text: sight(sys._getframe().f_back, {}))[0]
+
+    assert seen.innermost.startswith("scan_once (") or "json" in seen.innermost
+    assert seen.line.startswith(f"{__file__}:")
+
+
 def test_a_stack_without_a_known_function_still_tells_its_innermost_line() -> None:
     seen = sight(sys._getframe(), {})
 
-    assert (seen.handler, seen.line) == ("", "")
+    assert seen.handler == ""
+    assert seen.line.startswith(f"{__file__}:")
     assert seen.innermost.startswith(
         f"test_a_stack_without_a_known_function_still_tells_its_innermost_line ({__file__}:"
     )

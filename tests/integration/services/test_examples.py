@@ -56,9 +56,9 @@ async def test_an_order_that_was_never_placed_is_a_404(shop: httpx.AsyncClient, 
     ("body", "where"),
     [
         ({"quantity": 1}, "sku"),
-        ({"sku": "ada-42", "quantity": 0}, "$.quantity"),
-        ({"sku": "ada-42", "quantity": "3"}, "$.quantity"),
-        ({"sku": "a b", "quantity": 1}, "$.sku"),
+        ({"sku": "ada-42", "quantity": 0}, "quantity: expected"),
+        ({"sku": "ada-42", "quantity": "3"}, "quantity: expected"),
+        ({"sku": "a b", "quantity": 1}, "sku: expected"),
         ({"sku": "ada-42", "quantity": 1, "price": 1}, "price"),
     ],
 )

@@ -121,9 +121,9 @@ async def test_an_untyped_body_that_is_not_what_it_claims_gets_400(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b'{"sku": "", "quantity": 1}', "$.sku"),
-        (b'{"sku": "a", "quantity": 0}', "$.quantity"),
-        (b'{"sku": "a", "quantity": "three"}', "$.quantity"),
+        (b'{"sku": "", "quantity": 1}', "sku: expected"),
+        (b'{"sku": "a", "quantity": 0}', "quantity: expected"),
+        (b'{"sku": "a", "quantity": "three"}', "quantity: expected"),
         (b'{"quantity": 1}', "sku"),
         (b"[]", "object"),
         (b"{", "JSON"),

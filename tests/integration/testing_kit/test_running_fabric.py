@@ -63,9 +63,14 @@ async def test_time_that_is_up_is_told_with_every_log(gati_broker: EmbeddedBroke
 
 
 async def test_an_error_inside_the_block_carries_the_logs(gati_broker: EmbeddedBroker) -> None:
-    with pytest.raises(LookupError) as caught:
-        async with running_fabric(broker=gati_broker):
+    async def fail_inside() -> None:
+        async with running_fabric(broker=gati_broker) as fabric:
+            (router,) = fabric.routers
+            await eventually(lambda: router.events("router_started"), within_s=10)
             raise LookupError("of the test")
+
+    with pytest.raises(LookupError) as caught:
+        await fail_inside()
 
     assert "router_started" in "".join(caught.value.__notes__)
 

@@ -104,6 +104,78 @@ def dev(
     raise typer.Exit(run_dev(options, around.environ))
 
 
+Packages = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PACKAGES]...",
+        help="A .py file, a directory with __init__.py, a project with pyproject.toml, the name of an installed"
+        " package, or a file that `gati check --json` wrote. The current directory when none is given.",
+    ),
+]
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    packages: Packages = None,
+    as_json: Json = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the JSON to this file as well.")
+    ] = None,
+) -> None:
+    """Read packages without running them: handlers, types, hooks, policies, and what is wrong with them.
+
+    Their modules are imported in a process that may not open connections, start programs or change files;
+    handlers, hooks and start-up functions do not run. Exit code 1 if anything is wrong.
+    """
+    from gati_cli.check import check as run_check
+
+    around: Surroundings = context.obj
+    raise typer.Exit(run_check(packages or [], around.directory, as_json=as_json, output=output))
+
+
+@app.command()
+def diff(
+    context: typer.Context,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A package, as for `gati check`, or its saved JSON.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The same, of the newer version.")],
+    as_json: Json = False,
+    colour: Annotated[
+        bool | None, typer.Option("--colour/--no-colour", help="Colours; by default only on a terminal.")
+    ] = None,
+) -> None:
+    """Compare two versions of a package: which changes break clients, and where. Exit code 1 if any does."""
+    from gati_cli.diff import diff as run_diff
+
+    around: Surroundings = context.obj
+    raise typer.Exit(run_diff(old, new, around.directory, as_json=as_json, colour=colour))
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="validators (Python, TypeScript), types (TypeScript), sdk (TypeScript client), client (Python"
+            " client), openapi, schemas (JSON Schema), bundle, or all.",
+        ),
+    ],
+    packages: Packages = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.")] = Path("generated"),
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1 if a file is not up to date.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Write again whenever a source file changes.")] = False,
+) -> None:
+    """Generate code and documents from the types of packages. The same input gives the same files."""
+    from gati_cli.generate import generate as run_generate
+
+    around: Surroundings = context.obj
+    raise typer.Exit(run_generate(kind, packages or [], around.directory, output, check=check, watch=watch))
+
+
 @app.command()
 def routes(context: typer.Context, nats_url: NatsUrl = "", as_json: Json = False) -> None:
     """Show every route of the fabric: who serves it, how it is delivered, and whether a worker lives."""

@@ -167,6 +167,20 @@ class MalformedGType(MalformedMessage):
     code = "gtype.malformed"
 
 
+class BundleError(PermanentError):
+    """A bundle cannot be made or opened; the message lists what is wrong with it."""
+
+    code = "manifest.bundle"
+
+
+class AlreadyStored(PermanentError):
+    """Something is stored under this name with other content, and is never changed."""
+
+    status = 409
+    code = "manifest.already_stored"
+    title = "Conflict"
+
+
 class UnsupportedType(PermanentError):
     """An annotation that no type document can express; names the path to the offending field."""
 
@@ -195,6 +209,13 @@ class InvalidBody(RequestError):
 
     code = "request.invalid_body"
     title = "The request body is not valid"
+
+
+class InvalidRequest(RequestError):
+    """Path, query or headers are not what the handler's types say."""
+
+    code = "request.invalid"
+    title = "The request is not valid"
 
 
 class UnsupportedMedia(RequestError):

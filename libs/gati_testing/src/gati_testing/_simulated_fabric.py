@@ -235,6 +235,7 @@ class SimulatedFabric:
                     reply_to=self._subjects.reply("simulated", "r"),
                 )
                 target, params = self._catalogue.table.match(built.method, built.path)
+                target.admit(built.principal)
                 if not target.is_live:
                     raise NoLiveWorker(f"no live worker serves {target.path}")
                 route = target.path

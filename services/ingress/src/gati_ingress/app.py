@@ -148,6 +148,7 @@ class Ingress:
             self._connection.off(listener)
         if self._watch_task is not None:
             self._watch_task.cancel()
+        await self.operations.aclose()
         await self._view.aclose()
 
     @property

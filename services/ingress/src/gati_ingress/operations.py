@@ -1,6 +1,8 @@
-"""Endpoints for probes and scrapers: `/livez`, `/readyz` (`/healthz`), `/metrics`.
+"""Endpoints for probes and scrapers, `/livez`, `/readyz` (`/healthz`), `/metrics`, and for people and their
+tools, `/openapi.json` and `/docs`.
 
-They answer from cached state and never ask the broker, so they are quick when it is not.
+They answer from cached state and never ask the broker, so they are quick when it is not; the description of
+the API asks once, when it is wanted first.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import structlog
 
 from gati_core.errors import GatiError
 from gati_core.fabric import Fabric, KvView, stream_state
+from gati_core.wire import problem_parts
+from gati_ingress.description import ApiDescription
 from gati_ingress.settings import IngressSettings
 from gati_ingress.stats import Recorder, exposition, write_snapshot
 
@@ -46,6 +50,11 @@ class Operations:
             b"/healthz": self._readyz,
             b"/metrics": self._metrics,
         }
+        self._description = ApiDescription(fabric, title=f"{fabric.subjects.namespace} API")
+        if settings.openapi_path:
+            self.by_path[settings.openapi_path.encode()] = self._openapi
+            if settings.docs_path:
+                self.by_path[settings.docs_path.encode()] = self._docs
 
     def reasons(self) -> list[str]:
         """Why this process is not ready; empty when it is."""
@@ -106,6 +115,23 @@ class Operations:
         reasons = self.reasons()
         document = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}
         await _json(send, 503 if reasons else 200, document)
+
+    async def _openapi(self, _scope: dict[str, Any], send: Send) -> None:
+        try:
+            document = await self._description.document()
+        except GatiError as exc:
+            status, _, body = problem_parts(exc, "")
+            await _bytes(send, status, b"application/problem+json", body)
+            return
+        await _bytes(send, 200, b"application/json", document)
+
+    async def _docs(self, _scope: dict[str, Any], send: Send) -> None:
+        page = self._description.page(self._settings.openapi_path)
+        await _bytes(send, 200, b"text/html; charset=utf-8", page)
+
+    async def aclose(self) -> None:
+        """Follow nothing any more."""
+        await self._description.aclose()
 
     async def _metrics(self, _scope: dict[str, Any], send: Send) -> None:
         self._update()

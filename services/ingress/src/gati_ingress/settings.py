@@ -48,6 +48,10 @@ class IngressSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Seconds between two pings to the client of a socket."""
     ws_ping_timeout_s: Annotated[float, Meta(gt=0)] = 20.0
     """Seconds that its pong may take."""
+    openapi_path: str = "/openapi.json"
+    """Where the API's description is served; nowhere when empty."""
+    docs_path: str = "/docs"
+    """Where the page is that shows it; nowhere when empty."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     log_sample: Annotated[float, Meta(ge=0, le=1)] = 0.0

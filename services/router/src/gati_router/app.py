@@ -179,6 +179,8 @@ class Router:
     def _route(self, delivery: DeliveryPort, view: RoutingView) -> None:
         try:
             target, params = self.catalogue.table.match(view.method, view.path)
+            if target.roles:
+                target.admit(view.principal)
         except RequestError as exc:
             self._refuse(delivery, view, exc)
             return

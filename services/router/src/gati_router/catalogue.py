@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import structlog
 
-from gati_core.errors import MalformedManifest
+from gati_core.errors import Forbidden, MalformedManifest, Unauthenticated
 from gati_core.manifests import (
     HandlerManifest,
     PoolManifest,
@@ -22,7 +22,7 @@ from gati_core.manifests import (
     parse_pool_manifest,
     pools_in_order,
 )
-from gati_core.wire import Subjects
+from gati_core.wire import Principal, Subjects
 from gati_router.matching import RouteTable
 
 log = structlog.get_logger(__name__)
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 class Target:
     """A handler of a pool, ready to be published to."""
 
-    __slots__ = ("app", "handler", "is_live", "is_once", "mode", "path", "pool", "subject")
+    __slots__ = ("app", "handler", "is_live", "is_once", "mode", "path", "pool", "roles", "subject")
 
     def __init__(self, subjects: Subjects, pool: PoolManifest, handler: HandlerManifest, *, is_live: bool) -> None:
         self.app = pool.app
@@ -41,7 +41,22 @@ class Target:
         self.mode = handler.mode
         self.is_once = handler.mode == "at_most_once"
         self.is_live = is_live
+        self.roles = frozenset(handler.policies.roles)
         self.subject = subjects.work(pool.pool, handler.id).encode()
+
+    def admit(self, principal: Principal | None) -> None:
+        """Let a caller through that has one of the roles, where any are asked for.
+
+        Raises:
+            Unauthenticated: nobody said who calls.
+            Forbidden: the caller has none of the roles.
+        """
+        if not self.roles:
+            return
+        if principal is None:
+            raise Unauthenticated("this route needs credentials")
+        if self.roles.isdisjoint(principal.roles):
+            raise Forbidden(f"this route needs one of the roles {', '.join(sorted(self.roles))}")
 
 
 class _Worker:
@@ -141,7 +156,13 @@ class Catalogue:
         announcements = (worker.announcement for worker in self._workers.values())
         ordered, remembered = pools_in_order(announcements, self._current.values())
         shape = tuple(
-            tuple((pool.pool, tuple((h.id, h.path, tuple(h.methods), h.mode) for h in pool.handlers)) for pool in pools)
+            tuple(
+                (
+                    pool.pool,
+                    tuple((h.id, h.path, tuple(h.methods), h.mode, tuple(h.policies.roles)) for h in pool.handlers),
+                )
+                for pool in pools
+            )
             for pools in (ordered, remembered)
         )
         if shape == self._shape:

@@ -17,12 +17,12 @@ import anyio
 import structlog
 import uvloop
 
+from gati_core.app.packages import PackageSpec, find_in, find_installed
 from gati_core.errors import GatiError
 from gati_core.fabric import open_fabric
 from gati_core.observe import set_up_logging
 from gati_core.settings import FabricSettings, fabric_from_env, from_env
 from gati_worker.child import Child
-from gati_worker.packages import PackageSpec, find_in, find_installed
 from gati_worker.settings import WorkerSettings
 from gati_worker.supervisor import Supervisor
 

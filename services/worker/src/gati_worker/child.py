@@ -13,10 +13,10 @@ import anyio
 import msgspec
 import structlog
 
+from gati_core.app.packages import PackageSpec
 from gati_core.ids import new_instance_id
 from gati_core.settings import FabricSettings
 from gati_worker.ledger import CrashLedger, LedgerEntry
-from gati_worker.packages import PackageSpec
 from gati_worker.runner import Assignment, Status
 from gati_worker.settings import WorkerSettings
 

@@ -26,19 +26,19 @@ import structlog
 import uvloop
 
 from gati_core import App
+from gati_core.app.packages import LoadError, PackageSpec, fingerprint, load
 from gati_core.contexts import Bucket, GlobalContext, Instance, TopicHost, Topics
 from gati_core.errors import GatiError, MessageTooLarge, TransientError
 from gati_core.fabric import ChannelHost, Fabric, KvBucket, PullConsumer, open_fabric
 from gati_core.fabric.topics import FabricTopics
 from gati_core.lifecycle import HandlerThreads, Lifecycle, Observers, watch_tasks
-from gati_core.manifests import PoolManifest, WorkerAnnouncement, pool_name
+from gati_core.manifests import PoolManifest, WorkerAnnouncement, pool_name, publishing_store
 from gati_core.observe import set_up_logging, settle_garbage_collector
 from gati_core.settings import FabricSettings
 from gati_core.wire import StoredRun, TraceRecord, encode
 from gati_worker.duties import ProcessDuties, first_config
 from gati_worker.execution import Executor
 from gati_worker.ledger import CrashLedger
-from gati_worker.packages import LoadError, PackageSpec, fingerprint, load
 from gati_worker.settings import WorkerSettings
 from gati_worker.watchdog import known_code, open_watchdog
 
@@ -239,8 +239,20 @@ class Runner:
                 current = None
             if current is not None and current.pool == manifest.pool:
                 return current
+        await self._store_types(manifest)
         await bucket.put(key, msgspec.json.encode(manifest))
         return manifest
+
+    async def _store_types(self, manifest: PoolManifest) -> None:
+        """Store what the manifest refers to before anybody can read it."""
+        store = publishing_store(self._fabric)
+        documents = {
+            name: document for handler in self.app.handlers.values() for name, document in handler.documents_by_name()
+        }
+        for document in documents.values():
+            await store.store_gtype(document)
+        for handler in manifest.handlers:
+            await store.store_manifest(manifest.app, handler)
 
     async def drain(self) -> None:
         """Say so, take nothing more, finish what runs, say goodbye."""
@@ -376,10 +388,18 @@ def _functions(app: App) -> Iterator[tuple[str, Callable[..., Any]]]:
     """What of the package may run on the loop, with the name by which a block is blamed on it."""
     for name, handler in app.handlers.items():
         yield name, handler.call.function
-        for hook in handler.plan().hooks():
+        plan = handler.plan()
+        for hook in plan.hooks():
             yield f"hook {hook.id}", hook.function
+        for each in (*plan.middleware, *plan.error_middleware):
+            yield f"middleware {getattr(each.function, '__qualname__', each.function)}", each.function
+    for subscriber in app.subscribers:
+        yield f"subscriber of {subscriber.topic}", subscriber.function
     for listener in app.listeners:
         yield "event listener", listener
+    for alert in app.alerts:
+        yield "alert", alert
+    yield from app.lifecycle.functions()
 
 
 def _tell(fd: int, status: Status) -> None:

@@ -16,12 +16,12 @@ import anyio
 import structlog
 import watchfiles
 
+from gati_core.app.packages import PackageSpec
 from gati_core.errors import TransientError, WorkerCrashed
 from gati_core.fabric import Fabric, KvBucket
 from gati_core.wire import encode, problem_reply
 from gati_worker.care import Care
 from gati_worker.child import Child
-from gati_worker.packages import PackageSpec
 from gati_worker.runner import Status
 from gati_worker.settings import WorkerSettings
 

@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import functools
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
 import msgspec
 import structlog
+
+import gati_core
+import gati_worker
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +33,11 @@ _UNWRAP_LIMIT = 32
 _STACK_LIMIT = 10_000
 _NAMES_SHOWN = 3
 _GIVE_UP_AFTER = 100
+_PATHS = sysconfig.get_paths()
+_FOREIGN = (
+    *(_PATHS[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *(str(Path(each.__file__ or "-").parent) for each in (gati_core, gati_worker)),
+)
 
 
 class Sighting(msgspec.Struct, frozen=True):
@@ -101,7 +111,28 @@ def sight(frame: FrameType | None, known: Mapping[CodeType, str]) -> Sighting:
         if name is not None:
             return Sighting(name, _where(deepest[file]), innermost)
         at = at.f_back
-    return Sighting("", "", innermost)
+    return Sighting(_running_handler(frame), _own_line(frame), innermost)
+
+
+def _running_handler(frame: FrameType | None) -> str:
+    """The handler whose request runs in this stack: what blocks is one of its hooks, callbacks or middlewares."""
+    while frame is not None:
+        plan = getattr(frame.f_locals.get("self"), "plan", None) or getattr(frame.f_locals.get("run"), "plan", None)
+        name = getattr(getattr(plan, "call", None), "id", "")
+        if isinstance(name, str) and name:
+            return name
+        frame = frame.f_back
+    return ""
+
+
+def _own_line(frame: FrameType | None) -> str:
+    """The innermost line that is neither Python's, nor an installed package's, nor ours."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_FOREIGN) and not file.startswith("<"):
+            return _where(frame)
+        frame = frame.f_back
+    return ""
 
 
 def _where(frame: FrameType) -> str:

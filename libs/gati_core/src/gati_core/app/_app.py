@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-import msgspec
+import structlog
 
+from gati_core.app._manifest import full_manifest
 from gati_core.app._paths import normalize_route
 from gati_core.app._route import HookRegistrar, Route
-from gati_core.app._signature import body_type, check_handler, describe, response_type, source_of
+from gati_core.app._signature import check_handler, describe, request_types, response_type, source_of
 from gati_core.contexts import Hook, ProcessLifecycle, TopicHandler
-from gati_core.errors import RegistrationError
-from gati_core.lifecycle import Alert, BodyReader, HandlerCall, Listener, Middleware, Plan, ResponseCheck
-from gati_core.manifests import METHODS, HandlerManifest, HookRecord, Method
+from gati_core.errors import RegistrationError, UnsupportedType
+from gati_core.gtype import Document
+from gati_core.lifecycle import (
+    Alert,
+    DeclaredType,
+    HandlerCall,
+    Listener,
+    Middleware,
+    Plan,
+    RequestReader,
+    ResponseCheck,
+    check_parameters,
+)
+from gati_core.manifests import METHODS, HandlerManifest, Method, Policies, UnknownFields
 from gati_core.wire import WEBSOCKET, DeliveryMode, token
+
+log = structlog.get_logger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Callable[..., Any])
@@ -24,18 +38,46 @@ S = TypeVar("S", bound=Callable[..., Any])
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
-class Handler:
-    """One registered handler: its manifest, how to call it, and the hooks around it."""
+class _Options(NamedTuple):
+    """What the decorators take beside path and methods; see `App.route`."""
 
-    __slots__ = ("_manifest", "_middleware", "_package_hooks", "call")
+    delivery: DeliveryMode | None
+    idempotent: bool
+    timeout_s: float
+    roles: Sequence[str] = ()
+    unknown_fields: UnknownFields = "ignore"
+    modules: Sequence[str] = ()
+
+
+def _checked_roles(where: str, roles: Sequence[str]) -> set[str]:
+    given: Any = roles  # whatever its annotation promises
+    if isinstance(given, str) or not all(isinstance(role, str) and role for role in given):
+        raise RegistrationError(f"{where}: roles must be a list of names, not {roles!r}")
+    return set(roles)
+
+
+class Handler:
+    """One registered handler: its manifest, its types, how to call it, and the hooks around it."""
+
+    __slots__ = ("_declared", "_manifest", "_middleware", "_modules", "_package_hooks", "call", "types")
 
     def __init__(
-        self, manifest: HandlerManifest, call: HandlerCall, package_hooks: list[Hook], middleware: list[Middleware]
+        self,
+        declared: HandlerManifest,
+        call: HandlerCall,
+        package_hooks: list[Hook],
+        middleware: list[Middleware],
+        types: Mapping[str, DeclaredType],
+        modules: Sequence[str],
     ) -> None:
-        self._manifest = manifest
+        self._declared = declared
+        self._manifest: HandlerManifest | None = None
         self._package_hooks = package_hooks
         self._middleware = middleware
+        self._modules = modules
         self.call = call
+        self.types = types
+        """By `request` (of the body), `response`, `params`, `query` and `headers`; those that are declared."""
 
     @property
     def package_hooks(self) -> tuple[Hook, ...]:
@@ -51,23 +93,26 @@ class Handler:
         return Plan(self.call, [*self._package_hooks, *more_hooks], self._middleware)
 
     @property
+    def documents(self) -> dict[str, Document]:
+        """The declared types as data; keys as in `types`."""
+        return {area: declared.document for area, declared in self.types.items()}
+
+    def documents_by_name(self) -> list[tuple[str, Document]]:
+        """The declared types with the fingerprints by which the manifest refers to them."""
+        refs = self.manifest.gtypes
+        return [(getattr(refs, area), document) for area, document in self.documents.items()]
+
+    @property
     def manifest(self) -> HandlerManifest:
-        """What is published about it, hooks included."""
-        records = [
-            HookRecord(
-                id=hook.id,
-                type=hook.kind,
-                level=hook.level,
-                timeout_s=hook.timeout_s,
-                retries=hook.retries,
-                backoff_s=hook.backoff_s,
-                is_async=hook.is_async,
-                threaded=hook.is_threaded,
-                detached=hook.is_detached,
-            )
-            for hook in self.plan().hooks()
-        ]
-        return msgspec.structs.replace(self._manifest, hooks=records)
+        """What is published about it, hooks included. Worked out anew when hooks were added since."""
+        hooks = self.plan().hooks()
+        if self._manifest is None or self._hooks_in(self._manifest) != [hook.id for hook in hooks]:
+            self._manifest = full_manifest(self._declared, self.call.function, hooks, self.documents, self._modules)
+        return self._manifest
+
+    @staticmethod
+    def _hooks_in(manifest: HandlerManifest) -> list[str]:
+        return [record.id for record in manifest.hooks if record.level != "local"]
 
 
 class App(HookRegistrar):
@@ -229,6 +274,9 @@ class App(HookRegistrar):
         delivery: DeliveryMode | None = None,
         idempotent: bool = False,
         timeout_s: float = 30.0,
+        roles: Sequence[str] = (),
+        unknown_fields: UnknownFields = "ignore",
+        modules: Sequence[str] = (),
     ) -> Callable[[F], Route[F]]:
         """Register the decorated function for `methods` on `path`.
 
@@ -239,12 +287,19 @@ class App(HookRegistrar):
                 GET, HEAD, OPTIONS, PUT and DELETE run at least once, POST and PATCH at most once.
             idempotent: running twice is the same as once, so `at_least_once` is the default.
             timeout_s: the handler's own limit; the request's deadline may be earlier.
+            roles: a caller needs one of them: 401 without credentials, 403 without such a role.
+            unknown_fields: what becomes of fields of path, query and body that the types do not declare:
+                they are ignored, or a 400.
+            modules: what the handler uses in ways that its source does not show; see `gati check`.
         Raises:
             RegistrationError: with the reason and the function's file and line.
         """
-        return lambda function: self._register(function, path, methods, id, delivery, idempotent, timeout_s)
+        options = _Options(delivery, idempotent, timeout_s, roles, unknown_fields, modules)
+        return lambda function: self._register(function, path, methods, id, options)
 
-    def websocket(self, path: str, *, id: str | None = None, timeout_s: float = 86_400.0) -> Callable[[F], Route[F]]:
+    def websocket(
+        self, path: str, *, id: str | None = None, timeout_s: float = 86_400.0, roles: Sequence[str] = ()
+    ) -> Callable[[F], Route[F]]:
         """Register the decorated function for WebSocket connections on `path`; see `lctx.websocket`.
 
         Args:
@@ -253,9 +308,8 @@ class App(HookRegistrar):
             RegistrationError: with the reason and the function's file and line; a plain `def` function
                 cannot hold a connection.
         """
-        return lambda function: self._register(
-            function, path, (WEBSOCKET,), id, "at_most_once", False, timeout_s, is_websocket=True
-        )
+        options = _Options("at_most_once", False, timeout_s, roles)
+        return lambda function: self._register(function, path, (WEBSOCKET,), id, options, is_websocket=True)
 
     def get(self, path: str, **options: Any) -> Callable[[F], Route[F]]:
         """`route` for GET (and HEAD, which falls back to it)."""
@@ -291,12 +345,11 @@ class App(HookRegistrar):
         path: str,
         methods: Sequence[str],
         id: str | None,
-        delivery: DeliveryMode | None,
-        idempotent: bool,
-        timeout_s: float,
+        options: _Options,
         *,
         is_websocket: bool = False,
     ) -> Route[F]:
+        delivery, timeout_s = options.delivery, options.timeout_s
         if isinstance(function, Route):
             function = function.function  # one function, several routes
         is_async = check_handler(function)
@@ -308,10 +361,14 @@ class App(HookRegistrar):
             raise RegistrationError(f"{where}: a WebSocket handler must be `async def`")
         if delivery not in (None, "at_least_once", "at_most_once"):
             raise RegistrationError(f"{where}: delivery {delivery!r} is neither 'at_least_once' nor 'at_most_once'")
+        if options.unknown_fields not in ("ignore", "reject"):
+            raise RegistrationError(
+                f"{where}: unknown_fields {options.unknown_fields!r} is neither 'ignore' nor 'reject'"
+            )
         if not 0 < timeout_s < math.inf:
             raise RegistrationError(f"{where}: timeout_s must be above 0 and finite, not {timeout_s}")
         try:
-            route, _ = normalize_route(path)
+            route, parameters = normalize_route(path)
         except RegistrationError as exc:
             raise RegistrationError(f"{where}: {exc}") from exc
         if id is None:
@@ -320,14 +377,14 @@ class App(HookRegistrar):
             raise RegistrationError(f"{where}: a handler id must be a string, not {id!r}")
         handler_id = token(id, f"{where}: handler id")
         if handler_id in self._handlers:
-            other = self._handlers[handler_id].manifest.source
+            other = source_of(self._handlers[handler_id].call.function)
             raise RegistrationError(f"{where}: handler id {handler_id!r} is taken by {other}; pass id=")
         shape = "/".join("{}" if part.startswith("{") else part for part in route.split("/"))
         for method in methods:
             taken = self._routes.get((method, shape))
             if taken is not None:
                 raise RegistrationError(f"{where}: {method} {route} is already served by handler {taken!r}")
-        safe = idempotent or all(method in _IDEMPOTENT for method in methods)
+        safe = options.idempotent or all(method in _IDEMPOTENT for method in methods)
         manifest = HandlerManifest(
             id=handler_id,
             methods=list(dict.fromkeys(methods)),  # type: ignore[arg-type]  # checked above
@@ -337,31 +394,70 @@ class App(HookRegistrar):
             is_async=is_async,
             summary=(inspect.getdoc(function) or "").partition("\n")[0],
             source=source_of(function),
+            policies=Policies(
+                roles=sorted(_checked_roles(where, options.roles)), unknown_fields=options.unknown_fields
+            ),
         )
-        call = self._call(function, manifest, is_websocket=is_websocket)
+        # A WebSocket has no bodies: what its handler declares of them means nothing.
+        types = (
+            {}
+            if is_websocket
+            else self._declared_types(function, parameters, is_strict=options.unknown_fields == "reject")
+        )
+        call = self._call(function, manifest, types, is_websocket=is_websocket)
         # Last, so that a refused registration leaves nothing behind.
-        self._handlers[handler_id] = Handler(manifest, call, self._hooks, self._middleware)
+        self._handlers[handler_id] = Handler(manifest, call, self._hooks, self._middleware, types, options.modules)
         self._routes.update(((method, shape), handler_id) for method in methods)
         return Route(function, handler_id, call.hooks, self)
 
     @staticmethod
-    def _call(function: Any, manifest: HandlerManifest, *, is_websocket: bool) -> HandlerCall:
-        wanted, declared = body_type(function), response_type(function)
+    def _declared_types(function: Any, parameters: Sequence[str], *, is_strict: bool) -> dict[str, DeclaredType]:
+        where = describe(function)
+        wanted = request_types(function)
+        annotations = {
+            "request": wanted.body,
+            "query": wanted.query,
+            "params": wanted.params,
+            "headers": wanted.headers,
+            "response": response_type(function),
+        }
+        declared: dict[str, DeclaredType] = {}
+        for area, annotation in annotations.items():
+            if annotation is None:
+                continue
+            name = "body" if area == "request" else area
+            try:
+                # Many headers come that nobody declares, whatever the policy is.
+                declared[area] = DeclaredType(
+                    annotation, where=name, is_strict=is_strict and area not in ("response", "headers")
+                )
+            except UnsupportedType as exc:
+                raise RegistrationError(f"{where}: {exc}") from exc
+            for warning in declared[area].warnings:
+                log.warning("type_is_large", handler=where, detail=warning)
         try:
-            reader = BodyReader(wanted) if wanted is not None and not is_websocket else None
-        except (TypeError, msgspec.ValidationError) as exc:
-            raise RegistrationError(f"{describe(function)}: the body type cannot be validated: {exc}") from exc
+            check_parameters(declared.get("params"), parameters)
+        except UnsupportedType as exc:
+            raise RegistrationError(f"{where}: {exc}") from exc
+        return declared
+
+    @staticmethod
+    def _call(
+        function: Any, manifest: HandlerManifest, types: Mapping[str, DeclaredType], *, is_websocket: bool
+    ) -> HandlerCall:
+        typed = {area: types[area] for area in ("query", "params", "headers") if area in types}
+        has_request = bool(typed) or "request" in types
         try:
-            check = ResponseCheck(declared) if declared is not None and not is_websocket else None
-        except (TypeError, msgspec.ValidationError) as exc:
-            raise RegistrationError(f"{describe(function)}: the response type cannot be validated: {exc}") from exc
+            reader = RequestReader(body=types.get("request"), **typed) if has_request else None
+        except UnsupportedType as exc:
+            raise RegistrationError(f"{describe(function)}: {exc}") from exc
         return HandlerCall(
             id=manifest.id,
             path=manifest.path,
             function=function,
             is_async=manifest.is_async,
             timeout_s=manifest.timeout_s,
-            body_reader=reader,
-            response_check=check,
+            request_reader=reader,
+            response_check=ResponseCheck(types["response"]) if "response" in types else None,
             is_websocket=is_websocket,
         )

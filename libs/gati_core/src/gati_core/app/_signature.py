@@ -9,7 +9,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gati_core.errors import RegistrationError
 from gati_core.lifecycle import Request, Response
@@ -101,14 +101,28 @@ def _is_nothing(annotation: Any) -> bool:
     return False
 
 
-def body_type(function: Callable[..., Any]) -> Any:
-    """The `T` of the handler's `Request[T]`, or None when the request is not typed.
+class RequestTypes(NamedTuple):
+    """What a handler's `Request[…]` declares; None for parts that are not typed."""
+
+    body: Any = None
+    query: Any = None
+    params: Any = None
+    headers: Any = None
+
+
+def request_types(function: Callable[..., Any]) -> RequestTypes:
+    """The types of the handler's `Request[Body, Query, Params, Headers]`.
 
     Raises:
-        RegistrationError: the annotation names something that cannot be found.
+        RegistrationError: the annotation names something that cannot be found, or has too many types.
     """
-    argument = _argument(function, 0, Request)
-    return None if argument is type(None) else argument
+    given = _arguments(function, 0, Request)
+    if len(given) > len(RequestTypes._fields):
+        raise RegistrationError(
+            f"{describe(function)}: Request takes up to four types (body, query, params, headers), not {len(given)}"
+        )
+    body = None if given and given[0] is type(None) else given[0] if given else None
+    return RequestTypes(body, *given[1:])
 
 
 def response_type(function: Callable[..., Any]) -> Any:
@@ -117,20 +131,19 @@ def response_type(function: Callable[..., Any]) -> Any:
     Raises:
         RegistrationError: the annotation names something that cannot be found.
     """
-    return _argument(function, 1, Response)
+    (declared,) = _arguments(function, 1, Response) or [None]
+    return declared
 
 
-def _argument(function: Callable[..., Any], place: int, generic: type) -> Any:
+def _arguments(function: Callable[..., Any], place: int, generic: type) -> list[Any]:
     parameter = list(inspect.signature(function).parameters.values())[place]
     annotation = parameter.annotation
     if isinstance(annotation, str):
         annotation = _hints(_target(function)).get(parameter.name)
     if typing.get_origin(annotation) is not generic:
-        return None
-    (argument,) = typing.get_args(annotation)
-    if argument is None:
-        return type(None)
-    return None if argument is Any or isinstance(argument, typing.TypeVar) else argument
+        return []
+    given = [type(None) if each is None else each for each in typing.get_args(annotation)]
+    return [None if each is Any or isinstance(each, typing.TypeVar) else each for each in given]
 
 
 def _hints(function: Any) -> dict[str, Any]:

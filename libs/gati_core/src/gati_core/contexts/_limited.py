@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from gati_core.contexts._hooks import is_async_callable
+from gati_core.contexts._tasks import ENDS_PROGRAMS, contained_error
 
 
 class NoAnswer(Exception):
@@ -48,6 +49,8 @@ class Limited:
         with anyio.move_on_after(self.timeout_s) as scope:
             try:
                 return await (self.function(*arguments) if self.is_async else self._in_thread(*arguments))
+            except ENDS_PROGRAMS as exc:
+                raise contained_error(exc) from exc
             except asyncio.CancelledError as exc:
                 task = asyncio.current_task()
                 if scope.cancel_called or task is None or task.cancelling():

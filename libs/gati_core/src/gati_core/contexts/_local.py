@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gati_core.contexts._subscriptions import Subscription
     from gati_core.contexts._topics import LocalTopics, RequestEvents
 
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 _log = structlog.get_logger("gati.handler")
 _bound: Any = structlog.get_logger("gati.handler").bind
 
@@ -414,7 +415,13 @@ class LocalContext:
     # -- log ----------------------------------------------------------------------------------
 
     def log(self, message: str, level: str = "info", **fields: Any) -> None:
-        """Write one structured line that carries the request id."""
+        """Write one structured line that carries the request id.
+
+        Raises:
+            ValueError: the level is none of debug, info, warning, error, critical.
+        """
+        if level not in _LEVELS:
+            raise ValueError(f"level {level!r} is none of {', '.join(_LEVELS)}")
         getattr(_log, level)(message, request_id=self._descriptor.request_id, **fields)
 
     @property

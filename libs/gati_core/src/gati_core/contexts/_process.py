@@ -218,6 +218,10 @@ class ProcessLifecycle:
 
     # -- running --------------------------------------------------------------------------------
 
+    def functions(self) -> list[tuple[str, Callable[..., Any]]]:
+        """Everything that is registered, with a name for messages."""
+        return [(f"{kind} {each.name}", each.function) for kind, hooks in self._hooks.items() for each in hooks]
+
     async def run_startup(self, gctx: GlobalContext) -> None:
         """Run the start-up hooks, once.
 

@@ -15,6 +15,7 @@ import anyio
 import msgspec
 import structlog
 
+from gati_core.contexts._tasks import ENDS_PROGRAMS
 from gati_core.errors import EventTimeout, GatiError, TopicError
 from gati_core.wire import Subjects, decode_topic
 
@@ -262,7 +263,7 @@ class Subscription:
                     raise
                 # Nobody cancelled us: the callback let a cancellation of its own escape.
                 log.warning("topic_callback_cancelled", topic=self.topic, request_id=event.request_id)
-            except Exception:
+            except (Exception, *ENDS_PROGRAMS):
                 log.exception("topic_callback_failed", topic=self.topic, request_id=event.request_id)
 
 

@@ -20,6 +20,7 @@ from gati_core.contexts._subscriptions import (
     Subscription,
     TopicPort,
 )
+from gati_core.contexts._tasks import ENDS_PROGRAMS, contained_error
 from gati_core.contexts._topics import Topics, topic_name
 from gati_core.errors import DeadlineExceeded, RegistrationError, TopicError
 
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 MAX_CONCURRENCY = 256
 _STOP_WITHIN_S = 5.0
+_CANCEL_WITHIN_S = 1.0
 
 
 class TopicHandler(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +128,10 @@ class TopicHost:
             _, late = await asyncio.wait(listening, timeout=_STOP_WITHIN_S)
             for task in late:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            if late:
+                _, deaf = await asyncio.wait(late, timeout=_CANCEL_WITHIN_S)
+                for task in deaf:
+                    log.error("topic_handler_abandoned", task=task.get_name(), hint="it swallows its cancellation")
 
     async def _listen(self, handler: TopicHandler) -> None:
         subscription = self._topics.subscribe(handler.topic, type=handler.type, limit=QUEUE_LIMIT)
@@ -172,6 +177,8 @@ class TopicHost:
                 raise DeadlineExceeded(
                     f"the subscriber of {handler.topic!r} did not finish within {handler.timeout_s:g} s"
                 ) from exc
+            except ENDS_PROGRAMS as exc:
+                raise contained_error(exc) from exc
             except asyncio.CancelledError as exc:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():

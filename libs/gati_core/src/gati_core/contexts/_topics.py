@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import time
+from collections.abc import Awaitable, Generator
 from typing import Any
 
 import msgspec
@@ -188,6 +189,17 @@ class RequestEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Unix milliseconds at which it was emitted."""
 
 
+class _Done:
+    """Awaited, it is over at once."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+_DONE = _Done()
+
+
 class RequestEvents:
     """Waiting for an event of the same request, and emitting one, in whichever process."""
 
@@ -220,8 +232,9 @@ class RequestEvents:
             raise TopicError(f"request {request_id} ended while it waited for event {type!r}")
         return RequestEvent(type=type, request_id=request_id, data=event.payload, timestamp=event.published_ms)
 
-    def emit_event(self, type: str, data: Any = None, *, request_id: str = "") -> None:
-        """Resolve those who wait for this type now.
+    def emit_event(self, type: str, data: Any = None, *, request_id: str = "") -> Awaitable[None]:
+        """Resolve those who wait for this type now. It is done when this returns; it may be awaited as well, as
+        that of a socket must be.
 
         Args:
             request_id: address another request's waiters.
@@ -230,6 +243,7 @@ class RequestEvents:
         """
         topics, request_id = self._local._topics, request_id or self._local.request_id
         topics._send_now(self._subject(type, request_id), topics._encoded(type, data, request_id))
+        return _DONE
 
     def _subject(self, type: str, request_id: str) -> str:
         subjects = self._local._topics._port.subjects

@@ -39,6 +39,14 @@ class Entry(msgspec.Struct, frozen=True):
     revision: int
 
 
+class PastEntry(msgspec.Struct, frozen=True):
+    """What a key held at some time; no value when it was deleted. `written_ms` is Unix time."""
+
+    revision: int
+    value: bytes | None
+    written_ms: int
+
+
 class KvBucket:
     """Reads and writes of one bucket. The bucket must exist: the topology module makes it."""
 
@@ -96,6 +104,32 @@ class KvBucket:
     async def delete(self, key: str) -> None:
         """Delete the key; deleting a key that is not there is no error."""
         await self._write(key, b"", {"KV-Operation": "DEL"}, 0)
+
+    async def history(self, key: str, *, at_most: int = 64) -> list[PastEntry]:
+        """The revisions of a key that the bucket still has, oldest first.
+
+        Raises:
+            BrokerUnavailable: the broker is away, or did not answer.
+        """
+        self._connection.require_up(f"reading key {key!r} of bucket {self.bucket}")
+        found: list[PastEntry] = []
+        subject, following = self._prefix + checked_key(key), 1
+        while len(found) < at_most:
+            try:
+                message = await self._connection.jetstream().get_msg(
+                    f"KV_{self.bucket}", seq=following, subject=subject, next=True
+                )
+            except nats.js.errors.NotFoundError:
+                break
+            except (nats.errors.Error, OSError, TimeoutError) as exc:
+                raise self._unavailable("reading", key, exc) from exc
+            headers = message.headers or {}
+            is_gone = "KV-Operation" in headers or "Nats-Marker-Reason" in headers
+            revision = message.seq or 0
+            written_ms = int(message.time.timestamp() * 1000) if message.time is not None else 0
+            found.append(PastEntry(revision, None if is_gone else message.data or b"", written_ms))
+            following = revision + 1
+        return found
 
     async def keys(self) -> list[str]:
         """All keys, in no order. Reads the whole bucket: for tools and tests, not for requests."""

@@ -23,6 +23,7 @@ from gati_core.gtype._brands import (
     register_brand,
     register_check,
 )
+from gati_core.gtype._coerce import Coercion
 from gati_core.gtype._document import (
     canonical_json,
     check_document,
@@ -33,8 +34,11 @@ from gati_core.gtype._document import (
     write_document,
 )
 from gati_core.gtype._expected import MAX_ERRORS, REDACTED, FieldError, Step, path_text, shown
+from gati_core.gtype._extract import Extracted, extract
 from gati_core.gtype._formats import FORMATS, Format, is_of_format
+from gati_core.gtype._from_json_schema import from_json_schema
 from gati_core.gtype._interpreter import errors_of
+from gati_core.gtype._json_schema import schema_object, to_json_schema
 from gati_core.gtype._model import (
     ANY,
     AnyOf,
@@ -56,6 +60,7 @@ from gati_core.gtype._model import (
     is_required,
     walk,
 )
+from gati_core.gtype._python import CompiledValidator, compile_validator, python_module
 
 __all__ = [
     "ANY",
@@ -67,9 +72,12 @@ __all__ = [
     "Brand",
     "BrandRule",
     "Checked",
+    "Coercion",
+    "CompiledValidator",
     "Document",
     "Email",
     "Enumeration",
+    "Extracted",
     "FieldError",
     "Format",
     "GType",
@@ -94,19 +102,25 @@ __all__ = [
     "check_document",
     "children",
     "clone",
+    "compile_validator",
     "custom_check",
     "errors_of",
     "expand_brands",
+    "extract",
     "fingerprint",
+    "from_json_schema",
     "is_of_format",
     "is_required",
     "is_secret",
     "path_text",
+    "python_module",
     "read_document",
     "register_brand",
     "register_check",
     "resolve",
+    "schema_object",
     "shown",
+    "to_json_schema",
     "walk",
     "write_document",
 ]

@@ -105,7 +105,7 @@ def _expected(schema: GType, definitions: Mapping[str, GType], depth: int) -> st
             return "array"
         case TupleOf():
             least, most = tuple_lengths(schema)
-            return f"array of {most} items" if least == most else f"array of {least} to {most} items"
+            return f"array of {counted(most, 'item')}" if least == most else f"array of {least} to {most} items"
         case UnionOf() | IntersectionOf():
             if depth > 3:
                 return "another type"
@@ -127,7 +127,13 @@ def tuple_lengths(schema: TupleOf) -> tuple[int, int]:
     return least, len(schema.items)
 
 
-def rule_text(validator: Validator, *, unit: str = "characters") -> str:
+def counted(number: int, noun: str) -> str:
+    """`1 item`, `2 items`, `2 properties`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def rule_text(validator: Validator, *, unit: str = "character") -> str:
     """What a validator expects: `at least 3`, `at most 20 characters`, `text matching ^[a-z]+$`."""
     value = validator.value
     match validator.type:
@@ -148,9 +154,9 @@ def rule_text(validator: Validator, *, unit: str = "characters") -> str:
         case "negative":
             return "less than 0"
         case "min_length":
-            return f"at least {value} {unit}"
+            return f"at least {counted(value, unit)}"
         case "max_length":
-            return f"at most {value} {unit}"
+            return f"at most {counted(value, unit)}"
         case "pattern":
             return f"text matching {value}"
         case "format":

@@ -7,6 +7,7 @@ generated from types are compared with it (P13).
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,14 +16,15 @@ from typing import Any
 from msgspec import UNSET
 
 from gati_core.gtype._brands import custom_check, expand_brands, is_secret
-from gati_core.gtype._document import canonical_json
 from gati_core.gtype._expected import (
     MAX_ERRORS,
     FieldError,
     Step,
+    counted,
     expected,
     failure,
     rule_text,
+    shown,
     tuple_lengths,
 )
 from gati_core.gtype._formats import FORMATS, is_of_format
@@ -44,15 +46,22 @@ from gati_core.gtype._model import (
     Validator,
     is_required,
 )
+from gati_core.gtype._nesting import MAX_NESTING, endless, is_deeper, references
+from gati_core.gtype._secrecy import spread_secrets
 
 
 def errors_of(value: Any, document: Document) -> list[FieldError]:
     """Everything that is wrong with a JSON value (dict, list, str, int, float, bool, None; UNSET for absence).
 
-    In document order, at most `MAX_ERRORS`.
+    In document order, at most `MAX_ERRORS`. Values are of the exact types that JSON decoders make. A type that
+    follows values without end stops after `MAX_NESTING` steps; this function needs up to ten times as many
+    frames of the interpreter's stack.
     """
-    document = expand_brands(document)
-    return _check(value, document.root, (), document.definitions)[:MAX_ERRORS]
+    document = spread_secrets(expand_brands(document))
+    try:
+        return _check(value, document.root, (), document.definitions)[:MAX_ERRORS]
+    except RecursionError:
+        return [_too_deep(value, (), document.root, message="nested too deep to be checked")]
 
 
 def _check(value: Any, schema: GType, path: tuple[Step, ...], names: Mapping[str, GType]) -> list[FieldError]:
@@ -65,7 +74,7 @@ def _check(value: Any, schema: GType, path: tuple[Step, ...], names: Mapping[str
         return []
     errors = _check_kind(value, schema, path, names, secret)
     if not errors:
-        unit = "bytes" if isinstance(schema, Primitive) and schema.primitive_type == "bytes" else "characters"
+        unit = "byte" if isinstance(schema, Primitive) and schema.primitive_type == "bytes" else "character"
         for validator in schema.validators:
             if not _passes(value, validator, unit):
                 text = rule_text(validator, unit=unit)
@@ -73,6 +82,7 @@ def _check(value: Any, schema: GType, path: tuple[Step, ...], names: Mapping[str
                 if not message and validator.type == "custom":
                     message = "custom validation failed"
                 errors.append(failure(path, text, value, secret=secret, message=message))
+                break  # a text that is too long must not get as far as its pattern
     return errors
 
 
@@ -105,6 +115,8 @@ def _check_kind(
         case IntersectionOf():
             return [error for inner in schema.types for error in _check(value, inner, path, names)]
         case Ref():
+            if len(path) > MAX_NESTING and schema.ref in endless(names):
+                return [_too_deep(value, path, schema)]
             # What a reference says of absence and null was looked at; what its target says holds too.
             return _check(value, names[schema.ref], path, names)
         case AnyOf() | UnknownOf():
@@ -161,13 +173,14 @@ def _check_object(
                 for error in _check(name, schema.property_names, (), names)
             ]
         if more is False:
-            errors.append(failure((*path, name), "no such property", item, message=f"unknown property {name!r}"))
+            message = f"unknown property {name!r}"
+            errors.append(failure((*path, name), "no such property", item, secret=is_secret(schema), message=message))
         elif more is not True:
             errors += _check(item, more, (*path, name), names)
     if schema.min_properties is not None and len(value) < schema.min_properties:
-        errors.append(_size(path, f"at least {schema.min_properties} properties", len(value)))
+        errors.append(_size(path, f"at least {counted(schema.min_properties, 'property')}", len(value)))
     if schema.max_properties is not None and len(value) > schema.max_properties:
-        errors.append(_size(path, f"at most {schema.max_properties} properties", len(value)))
+        errors.append(_size(path, f"at most {counted(schema.max_properties, 'property')}", len(value)))
     return errors
 
 
@@ -180,19 +193,36 @@ def _check_array(
         if len(errors) >= MAX_ERRORS:
             break
     if schema.min_items is not None and len(value) < schema.min_items:
-        errors.append(_size(path, f"at least {schema.min_items} items", len(value)))
+        errors.append(_size(path, f"at least {counted(schema.min_items, 'item')}", len(value)))
     if schema.max_items is not None and len(value) > schema.max_items:
-        errors.append(_size(path, f"at most {schema.max_items} items", len(value)))
+        errors.append(_size(path, f"at most {counted(schema.max_items, 'item')}", len(value)))
     if schema.unique_items:
-        seen: set[bytes] = set()
+        secret = is_secret(schema.items)
+        seen: set[str] = set()
         for index, item in enumerate(value):
-            text = canonical_json(item)
+            text = identity(item)
             if text in seen:
-                errors.append(
-                    failure((*path, index), "items that differ", item, message="the same item is there twice")
-                )
+                message = "the same item is there twice"
+                errors.append(failure((*path, index), "items that differ", item, secret=secret, message=message))
             seen.add(text)
     return errors
+
+
+def identity(value: Any) -> str:
+    """A text that equal JSON values share and others do not, where `1`, `1.0` and `true` are three things."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(name)}:{identity(value[name])}" for name in sorted(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(identity(item) for item in value) + "]"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return hex(value)  # decimal digits take long to make, and thousands of them are refused
+    return repr(value + 0.0) if isinstance(value, float) else json.dumps(value)
+
+
+def _too_deep(value: Any, path: tuple[Step, ...], schema: GType, *, message: str = "") -> FieldError:
+    expects = f"at most {MAX_NESTING} levels of nesting"
+    message = message or f"nested more than {MAX_NESTING} deep"
+    return failure(path, expects, value, secret=is_secret(schema), message=message)
 
 
 def _size(path: tuple[Step, ...], expects: str, found: int) -> FieldError:
@@ -202,12 +232,21 @@ def _size(path: tuple[Step, ...], expects: str, found: int) -> FieldError:
 def _check_union(
     value: Any, schema: UnionOf, path: tuple[Step, ...], names: Mapping[str, GType], wrong: list[FieldError]
 ) -> list[FieldError]:
-    # One that is told apart by a property of the value is meant, and its own errors say more than a summary.
-    if schema.discriminator and isinstance(value, dict):
-        for inner in schema.types:
-            if is_same(value.get(schema.discriminator), tag_of(inner, schema.discriminator, names)):
-                return _check(value, inner, path, names)
-    return [] if any(not _check(value, inner, path, names) for inner in schema.types) else wrong
+    tag = schema.discriminator
+    tags = [tag_of(inner, tag, names) for inner in schema.types] if tag and isinstance(value, dict) else []
+    for inner, wanted in zip(schema.types, tags, strict=False):
+        # One that is told apart by a property of the value is meant, and its own errors say more than a summary.
+        if is_same(value.get(tag), wanted):
+            return _check(value, inner, path, names)
+    if any(not _check(value, inner, path, names) for inner in schema.types):
+        return []
+    if tags and UNSET not in tags:
+        # Every member has a tag, and the value has none of them.
+        wanted = f"one of {', '.join(map(shown, tags))}"
+        return [failure((*path, tag), wanted, value.get(tag, UNSET), secret=is_secret(schema))]
+    if is_deeper(value, MAX_NESTING - len(path)) and not endless(names).isdisjoint(references(schema)):
+        return [_too_deep(value, path, schema)]  # more to the point than what the members are
+    return wrong
 
 
 def tag_of(schema: GType, discriminator: str, names: Mapping[str, GType]) -> Any:
@@ -237,7 +276,7 @@ def _passes_text(value: str, validator: Validator, unit: str) -> bool:
     wanted = validator.value
     match validator.type:
         case "min_length" | "max_length":
-            length = len(base64.b64decode(value)) if unit == "bytes" else len(value)
+            length = len(base64.b64decode(value)) if unit == "byte" else len(value)
             return bool(length >= wanted if validator.type == "min_length" else length <= wanted)
         case "pattern":
             return re.search(wanted, value) is not None
@@ -249,7 +288,7 @@ def _passes_text(value: str, validator: Validator, unit: str) -> bool:
             return True
 
 
-def _passes_number(value: float, validator: Validator) -> bool:
+def _passes_number(value: Any, validator: Validator) -> bool:
     wanted = validator.value
     match validator.type:
         case "min":
@@ -263,17 +302,20 @@ def _passes_number(value: float, validator: Validator) -> bool:
         case "multiple_of":
             return is_multiple(value, wanted)
         case "integer":
-            return float(value).is_integer() if isinstance(value, float) else True
+            return not isinstance(value, float) or value.is_integer()
         case "positive":
-            return value > 0
+            return bool(value > 0)
         case "negative":
-            return value < 0
+            return bool(value < 0)
         case _:
             return True
 
 
 def is_multiple(value: float, of: float) -> bool:
-    """Exact for integers; for fractions as doubles divide, so 0.3 is no multiple of 0.1."""
+    """Exact for integers; for fractions as doubles divide, so 0.3 is no multiple of 0.1.
+
+    What a double cannot hold is no multiple of a fraction.
+    """
     if isinstance(value, int) and isinstance(of, int):
         return value % of == 0
-    return math.fmod(value, of) == 0.0
+    return is_finite(value) and math.fmod(value, of) == 0.0

@@ -64,7 +64,7 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     brand: str = ""
     """The meaning of a value (`email`, `user_id`, …); a registered brand brings its own checks."""
     validators: list[Validator] = []
-    """Checked in order, after the kind."""
+    """Checked in order after the kind, until one fails."""
 
 
 class Primitive(_Common, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="primitive"):

@@ -8,18 +8,19 @@ from gati_core.contexts import outliving_request, watch_tasks
 from gati_core.lifecycle.controller import HandlerRun
 from gati_core.lifecycle.events import EventType, LifecycleEvent, Listener, Observers
 from gati_core.lifecycle.middleware import Middleware
-from gati_core.lifecycle.plan import HandlerCall, Plan, ResponseCheck
-from gati_core.lifecycle.request import BodyReader, Request
+from gati_core.lifecycle.plan import HandlerCall, Plan
+from gati_core.lifecycle.request import Request
 from gati_core.lifecycle.response import Response, ResponseAlreadySent
 from gati_core.lifecycle.shared import Alert, Control, Lifecycle, QuietControl
 from gati_core.lifecycle.stream import BodyStream
 from gati_core.lifecycle.threads import HandlerThreads
+from gati_core.lifecycle.validation import DeclaredType, RequestReader, ResponseCheck, check_parameters
 
 __all__ = [
     "Alert",
-    "BodyReader",
     "BodyStream",
     "Control",
+    "DeclaredType",
     "EventType",
     "HandlerCall",
     "HandlerRun",
@@ -32,9 +33,11 @@ __all__ = [
     "Plan",
     "QuietControl",
     "Request",
+    "RequestReader",
     "Response",
     "ResponseAlreadySent",
     "ResponseCheck",
+    "check_parameters",
     "outliving_request",
     "watch_tasks",
 ]

@@ -137,7 +137,7 @@ class HandlerRun(TaskOwner):
         call = plan.call
         owner = self.own_what_follows()
         try:
-            if call.body_reader is not None or emit is not None:
+            if call.request_reader is not None or emit is not None:
                 self._validate_request()
             lctx.phase = "validated"  # nobody can have asked yet to be told
             if plan.has_before:
@@ -216,7 +216,7 @@ class HandlerRun(TaskOwner):
     # -- validation -----------------------------------------------------------------------------
 
     def _validate_request(self) -> None:
-        emit, reader = self.emit, self.plan.call.body_reader
+        emit, reader = self.emit, self.plan.call.request_reader
         if emit is None:
             if reader is not None:
                 reader.fill(self.request)

@@ -7,6 +7,7 @@ emission is one comparison.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -74,7 +75,7 @@ Listener = Callable[[LifecycleEvent], None]
 class Emitter:
     """Emits the events of one observed request."""
 
-    __slots__ = ("_handler", "_is_traced", "_observers", "_request_id", "_seq", "kept")
+    __slots__ = ("_dropped", "_handler", "_is_traced", "_observers", "_request_id", "_seq", "kept")
 
     def __init__(
         self, observers: Observers, descriptor: RequestDescriptor, handler: str, *, is_traced: bool, is_kept: bool
@@ -84,6 +85,7 @@ class Emitter:
         self._handler = handler
         self._is_traced = is_traced
         self._seq = 0
+        self._dropped: Counter[tuple[str, str]] | None = None
         self.kept: list[TraceRecord] | None = [] if is_kept else None
         """The events so far, of a run that is to be stored."""
 
@@ -98,7 +100,7 @@ class Emitter:
     ) -> None:
         """Emit one event. `began` is the `time.perf_counter()` at which the stage started."""
         self._seq += 1
-        if self._seq > MAX_EVENTS:
+        if self._seq > MAX_EVENTS and self._is_dropped(type, stage):
             return
         if isinstance(error, BaseException):
             error = described(error)
@@ -116,6 +118,20 @@ class Emitter:
         if self.kept is not None and len(self.kept) < MAX_KEPT_EVENTS:
             self.kept.append(self._observers.record(event))
         self._observers.tell(event, is_traced=self._is_traced)
+
+    def _is_dropped(self, type: EventType, stage: str) -> bool:
+        """Beyond the limit only what ends is told, and of that only what was told to have begun."""
+        what, _, moment = type.partition(":")
+        if moment == "start":
+            self._dropped = self._dropped or Counter()
+            self._dropped[what, stage] += 1
+            return True
+        if moment not in ("end", "error"):
+            return True
+        if self._dropped and self._dropped[what, stage]:
+            self._dropped[what, stage] -= 1
+            return True
+        return False
 
 
 class TraceSink(Protocol):

@@ -5,55 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from gati_core.contexts import Hook
-from gati_core.errors import InvalidResponse
 from gati_core.lifecycle.middleware import Middleware, in_order
-from gati_core.lifecycle.request import BodyReader
-from gati_core.lifecycle.response import Response
-
-
-class ResponseCheck:
-    """Compares what a handler answered with the type it declared; made once per handler.
-
-    Only successful answers (2xx) are compared, and by their bytes: what leaves is what was checked.
-    """
-
-    def __init__(self, body_type: Any) -> None:
-        self._decode = msgspec.json.Decoder(body_type).decode
-        self._type = body_type
-        self._allows_text = body_type is str
-        self._allows_bytes = body_type in (bytes, bytearray)
-
-    def check(self, response: Response[Any]) -> None:
-        """Raises:
-        InvalidResponse: the body does not fit; says where and why. For the log, not for the client.
-        """
-        status, kind, body = response.checkable()
-        if not 200 <= status < 300 or kind in ("none", "stream"):
-            return
-        if (kind == "text" and self._allows_text) or (kind == "bytes" and self._allows_bytes):
-            return
-        if kind != "json":
-            raise InvalidResponse(f"the handler declares {_name(self._type)} and answered with {kind}")
-        try:
-            self._decode(body)
-        except Exception as exc:  # also what the type's own checks raise, and nesting without end
-            raise InvalidResponse(f"the answer is not the declared {_name(self._type)}: {exc}") from exc
+from gati_core.lifecycle.validation import RequestReader, ResponseCheck
 
 
 class HandlerCall:
     """A handler ready to be called: the function, how it is called, its types and its own hooks."""
 
     __slots__ = (
-        "body_reader",
         "function",
         "hooks",
         "id",
         "is_async",
         "is_websocket",
         "path",
+        "request_reader",
         "response_check",
         "timeout_s",
     )
@@ -66,7 +33,7 @@ class HandlerCall:
         function: Callable[..., Any],
         is_async: bool,
         timeout_s: float,
-        body_reader: BodyReader | None,
+        request_reader: RequestReader | None = None,
         response_check: ResponseCheck | None = None,
         is_websocket: bool = False,
         hooks: list[Hook] | None = None,
@@ -76,7 +43,7 @@ class HandlerCall:
         self.function = function
         self.is_async = is_async
         self.timeout_s = timeout_s
-        self.body_reader = body_reader
+        self.request_reader = request_reader
         self.response_check = response_check
         self.is_websocket = is_websocket
         self.hooks = hooks if hooks is not None else []
@@ -141,7 +108,3 @@ def in_reverse(levels: Levels, request_hooks: list[Hook] | None) -> tuple[Hook, 
     for hook in request_hooks:
         by_level[hook.level].append(hook)
     return tuple(reversed(by_level["global"] + by_level["route"] + by_level["local"]))
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, "__name__", None) or str(kind)

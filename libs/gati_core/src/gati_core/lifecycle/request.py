@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar, cast
+import types
+from typing import TYPE_CHECKING, Any, Generic, cast
 from urllib.parse import parse_qs
 
 import msgspec
 
-from gati_core.errors import InvalidBody, RequestError, UnsupportedMedia
-from gati_core.wire import RequestDescriptor
+from gati_core.errors import InvalidBody, RequestError
+from gati_core.wire import HeaderPairs, RequestDescriptor
 
-B = TypeVar("B")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Texts = dict[str, str | list[str]]
+    B = TypeVar("B", default=Any)
+    Q = TypeVar("Q", default=Texts)
+    P = TypeVar("P", default=dict[str, str])
+    H = TypeVar("H", default=Texts)
+
+    class _Typed(Generic[B, Q, P, H]):
+        __slots__ = ()
+else:
+    B = Q = P = H = Any
+
+    class _Typed:
+        __slots__ = ()
+        # Any number of types, the later ones left out; a Generic would ask for all four before Python 3.13.
+        __class_getitem__ = classmethod(types.GenericAlias)
+
+
 _UNREAD: Any = object()
 
 
-class Request(Generic[B]):
+class Request(_Typed[B, Q, P, H]):
     """Given to a handler as `req`. Annotate it, `Request[NewOrder]`, to have the body validated.
 
     With a type, `body` is an instance of it and the handler never starts on a body that does not
     fit (400). Without one, `body` follows the content type: JSON → value, form → dict, `text/*` →
     str, anything else → bytes, nothing → None.
+
+    `Request[Body, Query, Params, Headers]` types all parts, each from the left up to where it is wanted;
+    `None` for a body that is not read, `Any` for a part that stays as it is. Texts become what the types
+    ask for: numbers, booleans, dates, lists of repeated keys.
     """
 
     __slots__ = ("_body", "_cookies", "_descriptor", "_headers", "_query", "params", "raw_body")
 
     def __init__(self, descriptor: RequestDescriptor, params: dict[str, str], raw_body: bytes) -> None:
         self._descriptor = descriptor
-        self.params = params
-        """Decoded path parameters by name."""
+        self.params: P = cast("P", params)
+        """Decoded path parameters by name, or the declared type."""
         self.raw_body = raw_body
         """The body as received."""
         self._body: Any = _UNREAD
-        self._headers: dict[str, str | list[str]] | None = None
-        self._query: dict[str, str | list[str]] | None = None
+        self._headers: Any = None
+        self._query: Any = None
         self._cookies: dict[str, str] | None = None
 
     @property
@@ -65,7 +89,7 @@ class Request(Generic[B]):
         """
         if self._body is _UNREAD:
             self._body = read_untyped_body(self.raw_body, self.content_type)
-        return cast(B, self._body)
+        return cast("B", self._body)
 
     @property
     def content_type(self) -> str:
@@ -76,15 +100,25 @@ class Request(Generic[B]):
         return ""
 
     @property
-    def headers(self) -> dict[str, str | list[str]]:
-        """Headers by lower-case name; a repeated header is a list."""
-        if self._headers is None:
-            self._headers = _collect(self._descriptor.headers)
-        return self._headers
+    def header_pairs(self) -> HeaderPairs:
+        """Lower-case names and values, in the order in which they came."""
+        return self._descriptor.headers
 
     @property
-    def query(self) -> dict[str, str | list[str]]:
-        """Decoded query parameters; a repeated key is a list.
+    def headers(self) -> H:
+        """Headers by lower-case name, where a repeated header is a list; or the declared type."""
+        if self._headers is None:
+            self._headers = _collect(self._descriptor.headers)
+        return cast("H", self._headers)
+
+    @property
+    def raw_query(self) -> str:
+        """The query as received, without the question mark."""
+        return self._descriptor.query
+
+    @property
+    def query(self) -> Q:
+        """Decoded query parameters, where a repeated key is a list; or the declared type.
 
         Raises:
             RequestError: more than 1000 of them.
@@ -95,7 +129,7 @@ class Request(Generic[B]):
             except ValueError as exc:
                 raise RequestError("the query has more than 1000 parameters") from exc
             self._query = {key: values[0] if len(values) == 1 else values for key, values in parsed.items()}
-        return self._query
+        return cast("Q", self._query)
 
     @property
     def cookies(self) -> dict[str, str]:
@@ -110,33 +144,6 @@ class Request(Generic[B]):
                             cookies.setdefault(key, text.strip('"'))
             self._cookies = cookies
         return self._cookies
-
-
-class BodyReader:
-    """Turns bytes into the handler's body type; made once per handler."""
-
-    def __init__(self, body_type: Any) -> None:
-        self._type = body_type
-        self._decode = msgspec.json.Decoder(body_type).decode
-
-    def fill(self, request: Request[Any]) -> None:
-        """Decode and validate `raw_body` into `request.body`.
-
-        Raises:
-            UnsupportedMedia: the content type says that this is no JSON.
-            InvalidBody: missing, not JSON, or not of the type; says which field and why.
-        """
-        content_type = request.content_type
-        if content_type and content_type != "application/json" and not content_type.endswith("+json"):
-            raise UnsupportedMedia(f"the body must be application/json, not {content_type}")
-        if not request.raw_body:
-            raise InvalidBody("a JSON body is required")
-        try:
-            request._body = self._decode(request.raw_body)
-        except msgspec.ValidationError as exc:
-            raise InvalidBody(str(exc)) from exc
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise InvalidBody(f"the body is not JSON: {exc}") from exc
 
 
 def read_untyped_body(raw: bytes, content_type: str) -> Any:

@@ -1,6 +1,6 @@
 """Manifests: what a package offers, and what a live worker says about itself.
 
-May import: `errors`, `wire`, `gtype`, and for the store `fabric`. Pure: reading and writing them is the fabric's business.
+May import: `errors`, `wire`, `gtype`; the store alone also `fabric`, which does the reading and writing.
 """
 
 from gati_core.manifests._announcement import (
@@ -11,6 +11,38 @@ from gati_core.manifests._announcement import (
     parse_pool_manifest,
     pool_name,
     pools_in_order,
+)
+from gati_core.manifests._backends import (
+    FabricBackend,
+    MemoryBackend,
+    fabric_store,
+    memory_store,
+    publishing_store,
+)
+from gati_core.manifests._bundle import (
+    Bundle,
+    BundleEdge,
+    BundleGraph,
+    BundleIndex,
+    BundleNode,
+    BundleTransformer,
+    bundle_checksum,
+    bundle_index,
+    make_bundle,
+    open_bundle,
+    version_of,
+    write_bundle,
+)
+from gati_core.manifests._graph import (
+    Compatibility,
+    Deployment,
+    GraphVersion,
+    TimescapeMetadata,
+    Transformation,
+    TransformerRecord,
+    TransformerRef,
+    VersionGraph,
+    VersionMetrics,
 )
 from gati_core.manifests._handler import (
     METHODS,
@@ -25,24 +57,79 @@ from gati_core.manifests._handler import (
     UnknownFields,
     manifest_hash,
 )
+from gati_core.manifests._module import (
+    Capability,
+    CapabilityVerdict,
+    HealthCheck,
+    ModuleManifest,
+    ModuleMethod,
+    NetworkAccess,
+    ResourceLimits,
+    RetryPolicy,
+    Verdict,
+    check_capabilities,
+    check_module,
+)
+from gati_core.manifests._store import ManifestStore, Revision, StoreBackend, StoreStats
 
 __all__ = [
     "METHODS",
+    "Bundle",
+    "BundleEdge",
+    "BundleGraph",
+    "BundleIndex",
+    "BundleNode",
+    "BundleTransformer",
+    "Capability",
+    "CapabilityVerdict",
+    "Compatibility",
     "Dependencies",
+    "Deployment",
+    "FabricBackend",
     "GTypeRefs",
+    "GraphVersion",
     "HandlerManifest",
+    "HealthCheck",
     "HookRecord",
+    "ManifestStore",
+    "MemoryBackend",
     "Method",
+    "ModuleManifest",
+    "ModuleMethod",
+    "NetworkAccess",
     "Policies",
     "PoolManifest",
     "RateLimitPolicy",
+    "ResourceLimits",
+    "RetryPolicy",
+    "Revision",
     "RouterBeat",
     "SourceLocation",
+    "StoreBackend",
+    "StoreStats",
+    "TimescapeMetadata",
+    "Transformation",
+    "TransformerRecord",
+    "TransformerRef",
     "UnknownFields",
+    "Verdict",
+    "VersionGraph",
+    "VersionMetrics",
     "WorkerAnnouncement",
+    "bundle_checksum",
+    "bundle_index",
+    "check_capabilities",
+    "check_module",
+    "fabric_store",
+    "make_bundle",
     "manifest_hash",
+    "memory_store",
+    "open_bundle",
     "parse_announcement",
     "parse_pool_manifest",
     "pool_name",
     "pools_in_order",
+    "publishing_store",
+    "version_of",
+    "write_bundle",
 ]

@@ -187,6 +187,26 @@ class Subjects:
         return ".".join((role, *parts))
 
 
+def key_token(text: str) -> str:
+    """Any text as one part of a key in a bucket: what keys cannot hold becomes `=` and two hexadecimal digits.
+
+    >>> key_token("tsv:1732186200-users-042")
+    'tsv=3A1732186200-users-042'
+    """
+    return "".join(
+        chr(byte) if byte < 128 and (chr(byte).isalnum() or byte in b"-_") else f"={byte:02X}" for byte in text.encode()
+    )
+
+
+def read_key_token(part: str) -> str:
+    """The text that `key_token` wrote.
+
+    >>> read_key_token("tsv=3A1732186200-users-042")
+    'tsv:1732186200-users-042'
+    """
+    return re.sub(rb"=([0-9A-F]{2})", lambda found: bytes([int(found[1], 16)]), part.encode()).decode()
+
+
 @lru_cache(maxsize=64)
 def for_namespace(namespace: str) -> Subjects:
     """The shared `Subjects` of a namespace."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from gati_core import App
+from gati_core.app._app import App
 from gati_core.errors import RegistrationError
 
 GROUP = "gati.apps"
