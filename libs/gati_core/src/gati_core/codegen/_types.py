@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
+from itertools import chain, count
 from typing import NamedTuple
 
 from gati_core.codegen._model import Api, reachable
@@ -45,11 +46,11 @@ class TypeRegistry:
     def _name(self, name: str, document: Document, prefix: str) -> str:
         wanted = pascal(name)
         key = canonical_json([name, {each: document.definitions[each] for each in reachable(name, document)}])
-        numbered = (f"{wanted}{number}" for number in range(2, 100_000))
-        for candidate in (wanted, pascal(prefix) + wanted if prefix else wanted, *numbered):
+        first = [wanted, pascal(prefix) + wanted] if prefix else [wanted]
+        for candidate in chain(first, (f"{wanted}{number}" for number in count(2))):
             if self._keys.setdefault(candidate, key) == key:
-                return candidate
-        raise AssertionError("unreachable: there are more numbers than types")
+                break
+        return candidate
 
     def root(self, name: str, document: Document, *, prefix: str = "") -> NamedType:
         """A declaration for the root of a document, under a name that is free."""
