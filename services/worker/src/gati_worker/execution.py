@@ -91,7 +91,7 @@ class Executor:
     @property
     def abandoned(self) -> int:
         """Handlers that run on although nobody waits for them: deaf tasks and abandoned threads."""
-        return len(self._deaf) + self._lifecycle.threads.abandoned
+        return len(self._deaf) + len(self._lifecycle.deaf) + self._lifecycle.threads.abandoned
 
     @property
     def in_flight(self) -> int:
@@ -198,15 +198,15 @@ class Executor:
                 deadline_ms=int(running.deadline_ms),
             )
             reply = await run.execute()
-            if running.is_forgotten:
-                return  # it was abandoned, and somebody else has answered
+            if run.is_abandoned or running.is_forgotten:
+                return  # somebody else answers, or has answered
             if reply is not None and len(reply.body) > self._fabric.settings.claim_check_bytes:
                 await self._check_in(reply)
             if descriptor.body_ticket:
                 self._chore(self._fabric.bodies.drop(descriptor.body_ticket))
             self._conclude(running, reply)
         except asyncio.CancelledError:
-            if not running.is_forgotten:
+            if not running.is_forgotten and not (run is not None and run.is_abandoned):
                 self._settle_cancelled(running)
         except MalformedMessage as exc:
             self._forget(running)
@@ -223,7 +223,7 @@ class Executor:
             log.exception("execution_failed", request_id=item.request_id, handler=item.handler)
             self._finish(running, problem_reply(GatiError("The worker failed."), item.request_id))
         finally:
-            if run is not None and run.needs_cleanup:
+            if run is not None and run.needs_cleanup and not run.is_abandoned:
                 task = asyncio.current_task()
                 if task is not None:  # the request is answered and forgotten; a drain still waits for this
                     self._chores.add(task)
@@ -331,7 +331,9 @@ class Executor:
         self._forget(running)
 
     def _forget(self, running: Running) -> None:
-        if running.channel is not None and not running.is_forgotten:
+        if running.is_forgotten:
+            return
+        if running.channel is not None:
             self._channels -= 1
         running.is_forgotten = True
         running.run = None  # which refers back: without this, only the garbage collector would free them

@@ -38,7 +38,7 @@ from gati_core.contexts._snapshots import Change, Operation, Snapshot, apply, di
 from gati_core.contexts._socket import WebSocket
 from gati_core.contexts._spans import Span, SpanRecord
 from gati_core.contexts._subscriptions import Closable, Event, EventReader, Subscription, TopicPort
-from gati_core.contexts._tasks import TaskOwner, outliving_request, unowned_task, watch_tasks
+from gati_core.contexts._tasks import Contained, TaskOwner, outliving_request, unowned_task, watch_tasks
 from gati_core.contexts._topic_host import TopicHandler, TopicHost
 from gati_core.contexts._topics import LocalTopics, RequestEvent, RequestEvents, Topics
 
@@ -55,6 +55,7 @@ __all__ = [
     "ClientInfo",
     "Closable",
     "Config",
+    "Contained",
     "ErrorWindow",
     "Event",
     "EventReader",

@@ -82,13 +82,14 @@ class Operations:
     def __len__(self) -> int:
         return len(self._records)
 
-    async def aclose(self) -> None:
-        """Cancel what still runs, and wait for it, at most a second."""
+    async def aclose(self) -> list[asyncio.Task[object]]:
+        """Cancel what still runs, and wait for it, at most a second; returns what runs on all the same."""
         tasks = [task for task in (*self._tasks.values(), *self._strays) if not task.done()]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
+        return [task for task in tasks if not task.done()]
 
 
 def refused(work: Awaitable[object], error: E) -> E:

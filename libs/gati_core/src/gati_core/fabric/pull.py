@@ -31,7 +31,7 @@ _ACK, _TERM, _PROGRESS = b"+ACK", b"+TERM", b"+WPI"
 class Delivery:
     """One handing-over of a message. Settle it exactly once: `ack`, `nak` or `term`."""
 
-    __slots__ = ("_consumer", "ack_subject", "context", "data", "headers", "is_settled", "subject")
+    __slots__ = ("_consumer", "ack_subject", "context", "data", "headers", "is_released", "is_settled", "subject")
 
     def __init__(
         self, consumer: PullConsumer, subject: bytes, ack_subject: bytes, data: bytes, headers: bytes | None
@@ -42,6 +42,7 @@ class Delivery:
         self.data = data
         self.headers = headers
         self.is_settled = False
+        self.is_released = False
         self.context: Any = None
         """For the receiver's own use between delivery and settlement."""
 
@@ -80,8 +81,10 @@ class Delivery:
             self._consumer._connection.publish_or_hold(self.ack_subject, _PROGRESS)
 
     def release(self) -> None:
-        """Free the slot of a message acked at its start: the work goes on, the message is gone."""
-        self._consumer._release()
+        """Free the slot of a message acked at its start: the work goes on, the message is gone. Once is enough."""
+        if not self.is_released:
+            self.is_released = True
+            self._consumer._release()
 
     def ack_keeping_slot(self) -> None:
         """Ack now but keep the slot until `release`: for work that is acked when it starts."""

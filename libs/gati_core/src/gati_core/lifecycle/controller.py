@@ -35,12 +35,14 @@ from gati_core.errors import (
     InvalidResponse,
 )
 from gati_core.fabric import Channel
+from gati_core.lifecycle.bounding import leave_alone
 from gati_core.lifecycle.events import Emitter
 from gati_core.lifecycle.failing import (
     GENERIC,
     classified,
     log_failure,
     note_cancellation,
+    release,
     run_catch_hooks,
     run_compensations,
     run_isolated,
@@ -456,21 +458,29 @@ class HandlerRun(TaskOwner):
         lctx._stage = "cleanup"
         self.response.close("the request has ended")
         await note_cancellation(is_delivered=False)
-        steps: list[tuple[Callable[[], Any], bool]] = []
-        if lctx._lifecycle is not None:
-            steps += [(callback, True) for callback in lctx._lifecycle.cleanups]
+        callbacks = lctx._lifecycle.cleanups if lctx._lifecycle is not None else []
+        steps: list[Callable[[], Any]] = []
         if lctx._websocket is not None:
-            steps.append((lctx._websocket.release, False))
+            steps.append(lctx._websocket.release)
         if lctx._operations is not None:
-            steps.append((lctx._operations.aclose, False))
+            steps.append(self._end_operations)
         if lctx._topics is not None:
-            steps.append((lctx._topics.aclose, False))
+            steps.append(lctx._topics.aclose)
         was_cut = False
-        for step, is_callback in steps:
+        owner = self.own_what_follows()  # what callbacks start and forget ends with the request as well
+        try:
+            for callback in callbacks:
+                try:
+                    await run_isolated(self, [callback], "cleanup_callback_failed")
+                except asyncio.CancelledError:
+                    was_cut = True  # whatever cuts one short, the others have their turn
+        finally:
+            self.own_no_more(owner)
+        for step in steps:
             try:
-                await run_isolated(self, [step], "cleanup_callback_failed" if is_callback else "release_failed")
+                await release(self, step)
             except asyncio.CancelledError:
-                was_cut = True  # whatever cuts one short, the others have their turn
+                was_cut = True
         if self._channel is not None and self.lifecycle.channels is not None:
             self.lifecycle.channels.close(lctx.request_id)
         if self.tasks:
@@ -478,6 +488,10 @@ class HandlerRun(TaskOwner):
         lctx.clean()
         if was_cut:
             raise asyncio.CancelledError
+
+    async def _end_operations(self) -> None:
+        if self.lctx._operations is not None:
+            leave_alone(self.lifecycle, await self.lctx._operations.aclose())
 
     async def _end_leaked_tasks(self) -> None:
         current = asyncio.current_task()
@@ -495,3 +509,4 @@ class HandlerRun(TaskOwner):
         for task in leaked:
             task.cancel()
         await asyncio.wait(leaked, timeout=_LEAK_GRACE_S)
+        leave_alone(self.lifecycle, leaked)

@@ -24,6 +24,7 @@ from gati_core.errors import (
     ShuttingDown,
     described,
 )
+from gati_core.lifecycle.bounding import bounded
 from gati_core.lifecycle.hooking import run_hook
 from gati_core.lifecycle.plan import in_reverse
 
@@ -181,12 +182,27 @@ async def run_isolated(run: HandlerRun, functions: Sequence[Callable[..., Any]],
             log.error(event, request_id=run.lctx.request_id, callback=name, exc_info=exc)
 
 
+async def release(run: HandlerRun, step: Callable[[], Any]) -> None:
+    """Let go of something that the request held; what goes wrong is logged."""
+    try:
+        async with asyncio.timeout(CALLBACK_TIMEOUT_S):
+            result = step()
+            if inspect.isawaitable(result):
+                await result
+    except BaseException as exc:
+        if is_being_cancelled(exc):
+            raise
+        name = getattr(step, "__qualname__", repr(step))
+        log.error("release_failed", request_id=run.lctx.request_id, callback=name, exc_info=exc)
+
+
 async def _call(run: HandlerRun, function: Callable[..., Any], *arguments: Any) -> None:
-    async with asyncio.timeout(CALLBACK_TIMEOUT_S):
-        # Registered by a `def` handler, it may wait as that handler may: in a thread.
-        if not run.plan.call.is_async and not inspect.iscoroutinefunction(function):
+    # Registered by a `def` handler, it may wait as that handler may: in a thread.
+    if not run.plan.call.is_async and not inspect.iscoroutinefunction(function):
+        async with asyncio.timeout(CALLBACK_TIMEOUT_S):
             result = await run.lifecycle.threads.run(function, *arguments)
-        else:
-            result = function(*arguments)
-        if inspect.isawaitable(result):
-            await result
+    else:
+        result = function(*arguments)
+    if inspect.isawaitable(result):
+        name = getattr(function, "__qualname__", repr(function))
+        await bounded(run.lifecycle, result, timeout_s=CALLBACK_TIMEOUT_S, name=name)

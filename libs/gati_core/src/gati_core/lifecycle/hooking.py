@@ -12,6 +12,7 @@ import structlog
 
 from gati_core.contexts import LEVELS, MAX_BACKOFF_S, Hook, unowned_task
 from gati_core.errors import HandlerError, HookTimeout, RequestError
+from gati_core.lifecycle.bounding import bounded
 from gati_core.lifecycle.plan import in_reverse
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ async def run_hooks(run: HandlerRun, hooks: tuple[Hook, ...]) -> None:
             began = time.perf_counter()
             result = hook.function(gctx, lctx)
             if result is not None and inspect.isawaitable(result):
-                await _within(hook, result)
+                await _within(run, hook, result)
             elif time.perf_counter() - began > hook.timeout_s:
                 _too_slow(hook)
         if run.is_abandoned:
@@ -112,19 +113,28 @@ def _is_over(run: HandlerRun, hook: Hook) -> bool:
 
 async def _call_hook(run: HandlerRun, hook: Hook, arguments: tuple[Any, ...]) -> None:
     if hook.is_async:
-        await _within(hook, hook.function(*arguments))
+        await _within(run, hook, hook.function(*arguments))
     elif hook.is_threaded:
-        await _within(hook, run.lifecycle.threads.run(hook.function, *arguments))
+        await _within(run, hook, run.lifecycle.threads.run(hook.function, *arguments))
     else:
         began = time.perf_counter()
         result = hook.function(*arguments)
         if inspect.isawaitable(result):
-            await _within(hook, result)
+            await _within(run, hook, result)
         elif time.perf_counter() - began > hook.timeout_s:
             _too_slow(hook)
 
 
-async def _within(hook: Hook, work: Awaitable[Any]) -> None:
+async def _within(run: HandlerRun, hook: Hook, work: Awaitable[Any]) -> None:
+    if hook.kind == "catch":
+        # The request is being settled: nobody insists when it swallows its cancellation.
+        try:
+            await bounded(run.lifecycle, work, timeout_s=hook.timeout_s, name=f"hook {hook.id}")
+        except TimeoutError as exc:
+            if str(exc).startswith(f"hook {hook.id} did not finish"):
+                _too_slow(hook)
+            raise
+        return
     limit = asyncio.timeout(hook.timeout_s)
     try:
         async with limit:

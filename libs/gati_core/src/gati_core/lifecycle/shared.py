@@ -56,6 +56,7 @@ class Lifecycle:
         "alerts",
         "channels",
         "clock",
+        "deaf",
         "detached",
         "gctx",
         "instance_id",
@@ -88,5 +89,7 @@ class Lifecycle:
         self.instance_id = gctx.instance.id
         self.region = gctx.instance.region
         self.alerts: list[Alert] = []
+        self.deaf: set[asyncio.Task[Any]] = set()
+        """Tasks of settled requests that run on although they were cancelled."""
         self.detached: set[asyncio.Task[None]] = set()
         self.odd_returns: set[str] = set()
