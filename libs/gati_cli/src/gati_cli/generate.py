@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -144,13 +145,13 @@ def generate(kind: str, named: list[str], directory: Path, output: Path, *, chec
     if kind != "all" and kind not in KINDS:
         raise CliError(f"{kind!r} is nothing that can be generated; choose from {', '.join(KINDS)}, all", exit_code=2)
     kinds = list(KINDS) if kind == "all" else [kind]
-    files = generated(kinds, read_reports(named, directory))
     place = directory / output
+    if watch and not check:
+        _keep_writing(kinds, named, directory, place)
+    files = generated(kinds, read_reports(named, directory))
     if check:
         return _compare(files, place, kinds)
     _write(files, place, kinds)
-    if watch:
-        _keep_writing(kinds, named, directory, place)
     return 0
 
 
@@ -186,17 +187,35 @@ def _known(place: Path, kinds: list[str]) -> list[str]:
     return [line for line in (text or "").splitlines() if line.split("/")[0] in kinds and ".." not in line]
 
 
-def _keep_writing(kinds: list[str], named: list[str], directory: Path, place: Path) -> None:
-    from watchfiles import PythonFilter, watch
+def _keep_writing(kinds: list[str], named: list[str], directory: Path, place: Path) -> NoReturn:
+    """Write now and whenever a source changes, until Ctrl-C."""
+    from watchfiles import Change, PythonFilter, watch
 
-    watched = {directory / name for name in named or ["."] if (directory / name).exists()}
-    print(f"watching {', '.join(sorted(map(str, watched)))}; Ctrl-C ends it", flush=True)
-    for _ in watch(*watched, watch_filter=PythonFilter(), raise_interrupt=True):
-        try:
-            _write(generated(kinds, read_reports(named, directory)), place, kinds)
-        except CliError as exc:
-            print(f"gati: {exc}", file=sys.stderr)
-        sys.stdout.flush()
+    sources = {(directory / name).resolve() for name in named or ["."]}
+    output = place.resolve()
+    # Editors replace a file instead of writing into it, which ends a watch on the file itself.
+    watched = {source.parent if source.is_file() else source for source in sources if source.exists()}
+    if not watched:
+        raise CliError("--watch needs a file or a directory; an installed package does not change", exit_code=2)
+    is_python = PythonFilter(extra_extensions=(".toml", ".json"))
+
+    def is_source(change: Change, path: str) -> bool:
+        file = Path(path)
+        wanted = any(file == source or source in file.parents for source in sources)
+        return wanted and not file.is_relative_to(output) and is_python(change, path)
+
+    print(f"watching {', '.join(sorted(map(str, sources)))}; Ctrl-C ends it", flush=True)
+    is_first = True
+    # What changes while the files are written for the first time must be seen: the first round is a timeout.
+    for changes in watch(*watched, watch_filter=is_source, rust_timeout=250, yield_on_timeout=True):
+        if changes or is_first:
+            is_first = False
+            try:
+                _write(generated(kinds, read_reports(named, directory)), place, kinds)
+            except CliError as exc:
+                print(f"gati: {exc}", file=sys.stderr)
+            sys.stdout.flush()
+    raise KeyboardInterrupt
 
 
 def _read(path: Path) -> str | None:
