@@ -205,7 +205,7 @@ class RequestReader:
         try:
             return declared.from_json(request.raw_body)
         except UnicodeDecodeError as exc:
-            raise InvalidBody(f"the body is not UTF-8: byte {exc.start} cannot be read") from exc
+            raise InvalidBody(f"the body is not UTF-8: {_bad_bytes(request.raw_body)}") from exc
         except RecursionError as exc:
             raise InvalidBody("the body is nested too deeply") from exc
         except msgspec.ValidationError as exc:  # a number of thousands of digits
@@ -313,3 +313,12 @@ class ResponseCheck:
     @property
     def _name(self) -> str:
         return getattr(self._declared.annotation, "__name__", None) or str(self._declared.annotation)
+
+
+def _bad_bytes(body: bytes) -> str:
+    # The decoder counts from the start of the text that it was reading.
+    try:
+        body.decode()
+    except UnicodeDecodeError as exc:
+        return f"byte {exc.start} cannot be read"
+    return "some text cannot be read"
