@@ -98,6 +98,19 @@ async def test_middleware_for_errors_and_alerts_are_bounded_as_well() -> None:
     assert (ran, len(desk.lifecycle.deaf)) == (["undone", "cleaned"], 2)
 
 
+async def test_a_detached_hook_does_not_hold_up_who_waits_for_detached_hooks() -> None:
+    app, _ = failing_app(lambda app, lctx: None)
+    app.before(detached=True, timeout_s=0.05, id="mail")(deaf)
+    desk = Desk()
+
+    with capture_logs() as lines:
+        await desk.handle(app)
+        await asyncio.wait_for(asyncio.wait(desk.lifecycle.detached), 5)
+
+    assert len(desk.lifecycle.deaf) == 1
+    assert "detached_hook_failed" in [line["event"] for line in lines]
+
+
 async def test_what_reacts_to_its_cancellation_is_not_counted() -> None:
     app, ran = failing_app(lambda app, lctx: lctx.compensate(Gate.event.wait))
     desk = Desk()

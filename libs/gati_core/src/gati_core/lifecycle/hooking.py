@@ -126,8 +126,8 @@ async def _call_hook(run: HandlerRun, hook: Hook, arguments: tuple[Any, ...]) ->
 
 
 async def _within(run: HandlerRun, hook: Hook, work: Awaitable[Any]) -> None:
-    if hook.kind == "catch":
-        # The request is being settled: nobody insists when it swallows its cancellation.
+    if hook.kind == "catch" or hook.is_detached:
+        # The request is being settled, or does not wait: nobody insists when it swallows its cancellation.
         try:
             await bounded(run.lifecycle, work, timeout_s=hook.timeout_s, name=f"hook {hook.id}")
         except TimeoutError as exc:
