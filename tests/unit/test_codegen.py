@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import validate
 
-from gati_core.codegen import Api, Operation, docs_page, openapi, python_client, typescript_sdk
+from gati_core.codegen import Api, Operation, docs_page, openapi, python_client, typescript_sdk, typescript_validators
 from gati_core.codegen._names import method_names, pascal, snake
 from gati_core.gtype import ArrayOf, Document, ObjectOf, Primitive, Ref
 from gati_core.manifests import METHODS, HandlerManifest
@@ -75,6 +75,13 @@ def test_names_say_what_is_done_and_only_as_much_as_it_takes() -> None:
         ("item", "PUT"): "updateShopsItems",
         ("untyped", "GET"): "getUntyped",
     }
+
+
+def test_a_type_is_declared_and_validated_under_the_name_that_its_author_gave() -> None:
+    validators = typescript_validators({"Order": _ORDER, "Orders": _LIST})
+
+    assert re.findall(r"export type (\w+) =", validators) == ["Order", "Orders"]
+    assert re.findall(r"export const validate(\w+)", validators) == ["Order", "Orders"]
 
 
 @pytest.mark.parametrize(

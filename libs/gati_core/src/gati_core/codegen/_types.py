@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gati_core.codegen._model import Api, reachable
 from gati_core.codegen._names import pascal, type_names
-from gati_core.gtype import Document, GType, canonical_json, expand_brands
+from gati_core.gtype import Document, GType, Ref, canonical_json, expand_brands
 
 
 class NamedType(NamedTuple):
@@ -56,6 +56,12 @@ class TypeRegistry:
         """A declaration for the root of a document, under a name that is free."""
         document = expand_brands(document)
         names = self.add(document, prefix=prefix)
+        if (
+            isinstance(document.root, Ref)
+            and document.root == Ref(ref=document.root.ref)
+            and names[document.root.ref] == name
+        ):
+            return NamedType(name, document.root, names, document)  # the definition is the declaration
         final, number = name, 1
         key = canonical_json(["root", document.root, document.definitions])
         while self._keys.setdefault(final, key) != key:

@@ -50,7 +50,7 @@ def typescript_types(documents: Mapping[str, Document], *, source: str = "") -> 
 def declarations(registry: TypeRegistry, roots: Iterable[NamedType]) -> str:
     """All declarations, by name; a root that is only a reference of its own name is left out."""
     types = {each.name: each for each in registry.types.values()}
-    types |= {each.name: each for each in roots}
+    types = {each.name: each for each in roots} | types
     return "\n".join(_declaration(types[name]) for name in sorted(types))
 
 
