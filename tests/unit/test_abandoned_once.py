@@ -11,7 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from gati_core.app.versioning import PackageVersions
 from gati_core.fabric.pull import Delivery
+from gati_core.manifests import memory_store
+from gati_core.timescape import memory_registry
 from gati_core.wire import PROTOCOL, WorkItem, encode
 from gati_worker import execution
 from gati_worker.execution import Executor
@@ -82,7 +85,8 @@ async def test_its_return_does_not_conclude_the_request_again(tmp_path: Path, mo
         bodies=None,
     )
     ledger = CrashLedger(tmp_path / "ledger", SLOTS)
-    executor = Executor(app=app, pool="p", fabric=fabric, lifecycle=Desk().lifecycle, ledger=ledger)
+    versions = PackageVersions(app, memory_registry(), memory_store())
+    executor = Executor(app=app, pool="p", fabric=fabric, lifecycle=Desk().lifecycle, ledger=ledger, versions=versions)
     executor.on_delivery(delivery(consumer, next(iter(app.handlers))))
 
     async def ticks() -> None:

@@ -106,11 +106,12 @@ def test_the_client_is_what_its_headers_and_the_network_say() -> None:
     assert (lctx.client.ip, lctx.client.user_agent, lctx.client.region) == ("192.0.2.1", "curl", "eu")
 
 
-@pytest.mark.parametrize(("asked", "source"), [("", "latest"), ("v1", "preference")])
-def test_the_version_that_runs_says_how_it_was_chosen(asked: str, source: str) -> None:
-    version = LocalContext(descriptor(version=asked), version="v2").timescape
+@pytest.mark.parametrize(("sent", "asked", "source"), [("", "", "latest"), ("v1", "v1", "tag"), ("?v1", "v1", "query")])
+def test_the_version_that_runs_says_how_it_was_chosen(sent: str, asked: str, source: str) -> None:
+    version = LocalContext(descriptor(version=sent), version="v2", source=source).timescape
 
     assert (version.requested, version.resolved, version.handler_version, version.source) == (asked, "v2", "v2", source)
+    assert (version.chain_length, version.transform_ms) == (0, 0.0)
 
 
 def test_what_was_set_can_be_read_until_it_is_deleted() -> None:

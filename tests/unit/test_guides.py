@@ -147,13 +147,15 @@ def test_the_table_of_errors_has_every_error_that_a_client_can_see() -> None:
         *("GatiError", "TransientError", "PermanentError", "HandlerError"),
         # One row stands for these.
         *("MalformedDescriptor", "MalformedWorkItem", "MalformedReply", "MalformedManifest"),
-        *("MalformedGType", "AlreadyStored", "BundleError"),
+        *("MalformedGType", "AlreadyStored", "BundleError", "VersionConflict"),
         # Nobody reads them.
         *("ChannelClosed", "ClientGone", "ClientStalled"),
         # Raised into handlers; the client gets a 500 unless the handler says otherwise.
         *("KeyConflict", "EventTimeout", "TopicError", "ModuleError", "TooLate", "SnapshotError"),
         *("NotRegistered", "WrongKind", "NotConfigured", "ConfigReadOnly", "MetricInvalid"),
         "TopologyError",
+        # Of tools that build and publish.
+        "PackageError",
         # They end the start of a process.
         *("SettingsError", "RegistrationError", "UnsupportedType", "ConfigInvalid", "StartupFailed"),
     }

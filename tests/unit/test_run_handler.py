@@ -253,6 +253,10 @@ KEPT = {
     errors.InvalidBody: (400, "request.invalid_body"),
     errors.InvalidRequest: (400, "request.invalid"),
     errors.UnsupportedMedia: (415, "request.unsupported_media_type"),
+    errors.InvalidVersion: (400, "version.invalid_format"),
+    errors.InvalidTimestamp: (400, "version.invalid_timestamp"),
+    errors.VersionNotFound: (404, "version.not_found"),
+    errors.TagNotFound: (404, "version.tag_not_found"),
     errors.RouteNotFound: (404, "route.not_found"),
     errors.MethodNotAllowed: (405, "route.method_not_allowed"),
     errors.ContentTooLarge: (413, "request.body_too_large"),
@@ -267,9 +271,10 @@ KEPT = {
     errors.HookTimeout: (504, "hook.timeout"),
     errors.ChannelClosed: (499, "channel.closed"),
     errors.InvalidResponse: (500, "response.invalid"),
+    errors.TransformFailed: (500, "version.transform_failed"),
     errors.TooManyChannels: (503, "worker.too_many_channels"),
 }
-SAYS_LITTLE = (errors.HookTimeout, errors.InvalidResponse)
+SAYS_LITTLE = (errors.HookTimeout, errors.InvalidResponse, errors.TransformFailed)
 """What exactly went wrong is for the log."""
 SILENT = (errors.RequestError,)
 """The client's own mistakes: no log line."""
@@ -302,6 +307,7 @@ async def test_every_error_of_the_taxonomy_has_its_status_and_code(
         errors.HookTimeout: "hook_timed_out",
         errors.InvalidResponse: "response_invalid",
         errors.TooManyChannels: "handler_answered_error",
+        errors.TransformFailed: "transform_failed",
     }
     logged = special.get(kind, "handler_failed")
     assert [line["event"] for line in lines] == ([] if issubclass(kind, SILENT) else [logged])

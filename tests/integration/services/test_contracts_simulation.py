@@ -106,7 +106,7 @@ CASES: dict[str, tuple[BuiltRequest, int, str]] = {
     "repeated-headers": (TWICE, 200, ""),
     "hop-by-hop": (get("/echo", te="trailers", proxy_connection="x"), 200, ""),
     "request-id": (get("/echo", x_request_id="mine"), 200, ""),
-    "aliases": (get("/echo", x_flags="one", x_version="2", x_priority="9"), 200, ""),
+    "aliases": (get("/echo", x_flags="one", x_version="4102444800", x_priority="9"), 200, ""),
     "flags": (get("/facts", x_gati_flags="Beta, trace ,,x", x_gati_priority="0"), 200, ""),
     "trace-id": (get("/facts", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), 200, ""),
     "bad-trace-id": (get("/facts", traceparent="nonsense"), 200, ""),

@@ -15,6 +15,7 @@ from gati_core.errors import (
     TooLate,
     Unauthenticated,
 )
+from gati_core.lifecycle import VersionedRequest, VersionedResponse
 
 __version__ = "0.1.0"
 
@@ -40,5 +41,7 @@ __all__ = [
     "Snapshot",
     "TooLate",
     "Unauthenticated",
+    "VersionedRequest",
+    "VersionedResponse",
     "WebSocket",
 ]

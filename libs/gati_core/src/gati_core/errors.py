@@ -10,6 +10,7 @@ This module imports nothing else of ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -173,11 +174,25 @@ class BundleError(PermanentError):
     code = "manifest.bundle"
 
 
+class PackageError(PermanentError):
+    """A wheel, or a project that should become one, cannot be used; says what is wrong, where, and what to do."""
+
+    code = "package.invalid"
+
+
 class AlreadyStored(PermanentError):
     """Something is stored under this name with other content, and is never changed."""
 
     status = 409
     code = "manifest.already_stored"
+    title = "Conflict"
+
+
+class VersionConflict(PermanentError):
+    """A change of a handler's versions that their rules forbid; says which, and what to do."""
+
+    status = 409
+    code = "version.conflict"
     title = "Conflict"
 
 
@@ -276,6 +291,41 @@ class MethodNotAllowed(RequestError):
         self.allow = allow
 
 
+class InvalidVersion(RequestError):
+    """A version preference of none of the known forms."""
+
+    code = "version.invalid_format"
+    title = "The version is not valid"
+
+
+class InvalidTimestamp(InvalidVersion):
+    """A version preference that looks like a point in time and is none."""
+
+    code = "version.invalid_timestamp"
+
+
+class VersionNotFound(RequestError):
+    """The handler has no such version, or none that still runs.
+
+    Args:
+        available: what the client may ask for instead; it is told.
+    """
+
+    status = 404
+    code = "version.not_found"
+    title = "Version not found"
+
+    def __init__(self, message: str, *, available: Sequence[str] = (), **facts: object) -> None:
+        super().__init__(message, available=list(available), **facts)
+        self.available = list(available)
+
+
+class TagNotFound(VersionNotFound):
+    """The handler has no version with this tag."""
+
+    code = "version.tag_not_found"
+
+
 class UpgradeRequired(RequestError):
     """Only a WebSocket handler listens on this path, and the request is no WebSocket handshake (or no valid one)."""
 
@@ -339,6 +389,17 @@ class InvalidResponse(GatiError):
 
     code = "response.invalid"
     title = "The handler's answer is not valid"
+
+
+class TransformFailed(GatiError):
+    """A transformer between two versions raised, took too long, or made something that does not fit."""
+
+    code = "version.transform_failed"
+    title = "The request could not be translated between versions"
+
+    def for_clients(self) -> TransformFailed:
+        """The same without what exactly went wrong, which is for the log."""
+        return TransformFailed("the request could not be translated between versions of its handler")
 
 
 class TooLate(GatiError):

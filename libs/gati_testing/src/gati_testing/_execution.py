@@ -9,7 +9,7 @@ from typing import Any
 from gati_core.contexts import LocalContext
 from gati_core.errors import DeadlineExceeded
 from gati_core.fabric import Channel
-from gati_core.lifecycle import HandlerRun, Lifecycle, Plan
+from gati_core.lifecycle import Chain, HandlerRun, Lifecycle, Plan
 from gati_core.wire import Reply, RequestDescriptor, problem_reply
 
 # As in a worker; a test compares them.
@@ -18,6 +18,15 @@ _TICK_S = 0.05
 _ABANDON_AFTER_S = 2.0
 _SOCKET_GRACE_S = 5.0
 _LEAVE_WITHIN_S = 2.0
+
+
+class Version:
+    """Which version of a handler runs, and how a request got to it."""
+
+    def __init__(self, tsv: str, source: str) -> None:
+        self.tsv = tsv
+        self.source = source
+        self.chain: Chain | None = None
 
 
 class Execution:
@@ -31,6 +40,7 @@ class Execution:
         params: dict[str, str],
         body: bytes,
         *,
+        version: Version | None = None,
         at_end: Sequence[Callable[[], Any]] = (),
         on_head: Callable[[], None] | None = None,
     ) -> None:
@@ -68,6 +78,9 @@ class Execution:
             routed_ms=descriptor.received_ms,
             control=self,
             deadline_ms=int(self._deadline_ms),
+            tsv=version.tsv if version is not None else "",
+            source=version.source if version is not None else "",
+            chain=version.chain if version is not None else None,
         )
 
     @property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from gati_core import App
+from gati_core.app.versioning import PackageVersions
 from gati_core.contexts import GlobalContext, Hook, Instance, Registry, TopicHost, Topics
 from gati_core.errors import (
     Backpressure,
@@ -20,13 +21,16 @@ from gati_core.errors import (
     NoLiveWorker,
     Overloaded,
     ShuttingDown,
+    TransformFailed,
 )
 from gati_core.ids import new_request_id
 from gati_core.lifecycle import HandlerThreads, Lifecycle, LifecycleEvent, Observers, watch_tasks
-from gati_core.manifests import PoolManifest, WorkerAnnouncement
+from gati_core.manifests import PoolManifest, WorkerAnnouncement, memory_store
+from gati_core.timescape import Choice, memory_registry, timeline_key
 from gati_core.wire import WEBSOCKET, HeaderPairs, RequestDescriptor, for_namespace, problem_parts
 from gati_router.catalogue import Catalogue
-from gati_testing._execution import Execution
+from gati_router.routes import Target
+from gati_testing._execution import Execution, Version
 from gati_testing._memory_bucket import MemoryBucket
 from gati_testing._memory_channels import ClientEnd, MemoryChannels
 from gati_testing._memory_topics import MemoryTopics
@@ -90,8 +94,17 @@ class Served(msgspec.Struct, kw_only=True):
 class Worker:
     """One app, as its worker process would hold it."""
 
-    def __init__(self, app: App, lifecycle: Lifecycle, topics: Topics, host: TopicHost, options: Options) -> None:
+    def __init__(
+        self,
+        app: App,
+        lifecycle: Lifecycle,
+        topics: Topics,
+        host: TopicHost,
+        options: Options,
+        versions: PackageVersions,
+    ) -> None:
         self.app = app
+        self.versions = versions
         self.lifecycle = lifecycle
         self.topics = topics
         self.host = host
@@ -133,17 +146,28 @@ class SimulatedFabric:
         """Start a worker for each app, and learn their routes."""
         watch_tasks(asyncio.get_running_loop())
         self._catalogue = Catalogue(self._subjects, worker_ttl_s=1e9, now=asyncio.get_running_loop().time)
+        registry = memory_registry(now_ms=self._loop.now_ms)
+        store = memory_store()
+        versions = Counter[str]()
         for app in self._apps:
-            worker = self._worker(app)
+            versions[app.name] += 1
+            # Of one app given several times, each is a version, as if one had been published after the other.
+            label = f"v{versions[app.name]}"
+            pool = app.name if versions[app.name] == 1 else f"{app.name}-{label}"
+            worker = self._worker(app, PackageVersions(app, registry, store))
             await worker.gctx.lifecycle.run_startup(worker.gctx)
-            self._workers[app.name] = worker
+            self._workers[pool] = worker
             await worker.host.start()
+            await worker.versions.store_documents()
+            for each in await worker.versions.register(package="", actor="simulate", tags=[label]):
+                timeline = await registry.timeline(app.name, each.handler)
+                self._catalogue.timeline_changed(timeline_key(app.name, each.handler), msgspec.json.encode(timeline))
             handlers = [handler.manifest for handler in app.handlers.values()]
             # Of two apps with one route, the newer one is served: here, the one that was named later.
             published_ms = self._loop.now_ms() + len(self._workers)
-            manifest = PoolManifest(app=app.name, pool=app.name, handlers=handlers, published_ms=published_ms)
-            announcement = WorkerAnnouncement(worker=app.name, manifest=manifest)
-            key = self._subjects.member_key("worker", app.name, app.name)
+            manifest = PoolManifest(app=app.name, pool=pool, handlers=handlers, published_ms=published_ms)
+            announcement = WorkerAnnouncement(worker=pool, manifest=manifest)
+            key = self._subjects.member_key("worker", pool, pool)
             self._catalogue.pool_changed(key, msgspec.json.encode(announcement))
 
     async def stop(self) -> None:
@@ -187,7 +211,7 @@ class SimulatedFabric:
         """The worker of an app."""
         return self._workers[app]
 
-    def _worker(self, app: App) -> Worker:
+    def _worker(self, app: App, versions: PackageVersions) -> Worker:
         options = self.options
         topics = Topics(self.port, publisher=app.name)
         modules = {
@@ -215,7 +239,7 @@ class SimulatedFabric:
         )
         lifecycle.alerts.extend(app.alerts)
         host = TopicHost(topics=topics, port=self.port, app=app.name, handlers=app.subscribers, gctx=gctx)
-        return Worker(app, lifecycle, topics, host, options)
+        return Worker(app, lifecycle, topics, host, options, versions)
 
     # -- one request ----------------------------------------------------------------------------
 
@@ -234,18 +258,21 @@ class SimulatedFabric:
                     timeout_s=timeout_s,
                     reply_to=self._subjects.reply("simulated", "r"),
                 )
-                target, params = self._catalogue.table.match(built.method, built.path)
-                target.admit(built.principal)
-                if not target.is_live:
-                    raise NoLiveWorker(f"no live worker serves {target.path}")
+                choice, params = self._catalogue.find(
+                    built.method, built.path, descriptor.version, built.principal, request_id
+                )
+                target = choice.target
+                if target is None:
+                    raise NoLiveWorker(f"no live worker serves {built.path}")
                 route = target.path
-                worker = self._workers[target.app]
+                worker = self._workers[target.pool]
                 if is_read_slowly:
                     worker.channels.read_slowly(request_id)
-                execution, end = await self._run(worker, target.handler, descriptor, params, timeout_s)
+                execution, end = await self._run_version(worker, choice, descriptor, params, timeout_s)
             finally:
                 self._in_flight -= 1
             answer = await self._answer(execution, end, built.method, is_read_slowly=is_read_slowly)
+            answer.headers += choice.version_headers
             served = Served(answer=answer, execution=execution, end=end)
         except GatiError as exc:
             status, headers, body = problem_parts(exc, request_id)
@@ -263,8 +290,45 @@ class SimulatedFabric:
             raise Overloaded(f"{self._in_flight} requests are in flight, as many as this ingress takes")
         self._in_flight += 1
 
+    async def _run_version(
+        self,
+        worker: Worker,
+        choice: Choice[Target],
+        descriptor: RequestDescriptor,
+        params: dict[str, str],
+        timeout_s: float,
+    ) -> tuple[Execution, ClientEnd | None]:
+        """Run what the router chose, and the client's own version where a transformer fails; as workers do."""
+        target, fallback = choice.target, choice.fallback
+        if target is None:
+            raise NoLiveWorker("no live worker")
+        version = Version(choice.tsv, choice.source)
+        if not choice.hops:
+            return await self._run(worker, target.handler, descriptor, params, descriptor.body, timeout_s, version)
+        original = (descriptor, params, descriptor.body)
+        try:
+            chain = version.chain = await worker.versions.chain(target.handler, choice.hops)
+            changed = await chain.inbound(worker.lifecycle, *original)
+            execution, end = await self._run(worker, target.handler, *changed, timeout_s, version)
+            failure = execution.run.failure
+            if not isinstance(failure, TransformFailed) or fallback is None or target.is_once:
+                return execution, end
+        except TransformFailed as exc:
+            if fallback is None:
+                raise exc.for_clients() from exc
+        other = self._workers[fallback.pool]
+        own = Version(choice.resolved.tsv, choice.source)
+        return await self._run(other, fallback.handler, *original, timeout_s, own)
+
     async def _run(
-        self, worker: Worker, handler: str, descriptor: RequestDescriptor, params: dict[str, str], timeout_s: float
+        self,
+        worker: Worker,
+        handler: str,
+        descriptor: RequestDescriptor,
+        params: dict[str, str],
+        body: bytes,
+        timeout_s: float,
+        version: Version,
     ) -> tuple[Execution, ClientEnd | None]:
         """Queue, start the handler, and wait until its answer begins."""
         if worker.queued[handler] >= self.options.queue_limit:
@@ -279,7 +343,7 @@ class SimulatedFabric:
             raise late from None
         finally:
             worker.queued[handler] -= 1
-        execution = self._begin(worker, handler, descriptor, params)
+        execution = self._begin(worker, handler, descriptor, params, body, version)
         try:
             async with asyncio.timeout_at(deadline):
                 await execution.began.wait()
@@ -291,14 +355,23 @@ class SimulatedFabric:
         end = worker.channels.claim(descriptor.request_id) if execution.head is not None else None
         return execution, end
 
-    def _begin(self, worker: Worker, handler: str, descriptor: RequestDescriptor, params: dict[str, str]) -> Execution:
+    def _begin(
+        self,
+        worker: Worker,
+        handler: str,
+        descriptor: RequestDescriptor,
+        params: dict[str, str],
+        body: bytes,
+        version: Version,
+    ) -> Execution:
         at_end: list[Callable[[], Any]] = []
         execution = Execution(
             worker.lifecycle,
             worker.plans[handler],
             descriptor,
             params,
-            descriptor.body,
+            body,
+            version=version,
             at_end=at_end,
             on_head=worker.slots.release,
         )

@@ -289,6 +289,7 @@ def simulate(
     """A simulated fabric that serves these apps; use it with `with`.
 
     Args:
+        apps: several of one name are versions of it, published in this order and tagged `v1`, `v2`, …
         modules: `gctx.modules`, by name.
         services: `gctx.services`, by name.
         config: `gctx.config`.
@@ -314,8 +315,8 @@ def simulate(
     ...     fabric.get("/slow").text, round(fabric.now() - began)
     ('pong', 8)
     """
-    if not apps or len({app.name for app in apps}) < len(apps):
-        raise ValueError(f"simulate() needs at least one app, and names that differ: {[app.name for app in apps]}")
+    if not apps or len(set(map(id, apps))) < len(apps):
+        raise ValueError(f"simulate() needs at least one app, and each only once: {[app.name for app in apps]}")
     given = dict(hooks or {})
     if unknown := set(given) - {"before", "after", "catch", "finally"}:
         raise ValueError(f"hooks are before, after, catch and finally, not {sorted(unknown)}")

@@ -39,7 +39,7 @@ from gati_core.wire import (
     problem_parts,
 )
 from gati_ingress.channels import Channels
-from gati_ingress.head import Head, read_head
+from gati_ingress.head import Head, read_head, take_version
 from gati_ingress.operations import Operations
 from gati_ingress.settings import IngressSettings
 from gati_ingress.sockets import Sockets
@@ -76,6 +76,8 @@ class Ingress:
 
     def __init__(self, *, settings: IngressSettings, fabric: Fabric, shared_stats: str = "") -> None:
         self._settings = settings
+        self._version_names = [name for part in settings.version_query.split(",") if (name := part.strip())]
+        self._version_hints = [f"{name}=" for name in self._version_names]
         self._fabric = fabric
         self._publisher = fabric.publisher
         self._connection = fabric.connection
@@ -251,6 +253,10 @@ class Ingress:
             ticket = await self._fabric.bodies.put(request_id, body)
             body = b""
         client = scope.get("client")
+        version, query = head.version, scope["query_string"].decode("latin-1")
+        if query and self._version_hints and any(hint in query for hint in self._version_hints):
+            asked, query = take_version(query, self._version_names)
+            version = asked or version
         descriptor = RequestDescriptor(
             PROTOCOL,
             request_id,
@@ -260,9 +266,9 @@ class Ingress:
             method,
             raw_path.decode("ascii"),
             head.priority,
-            head.version,
+            version,
             None,
-            scope["query_string"].decode("latin-1"),
+            query,
             head.pairs,
             body,
             ticket,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from urllib.parse import unquote_plus
+
+from gati_core.timescape import FROM_QUERY
 from gati_core.wire import HeaderPairs
 
 _HOP_BY_HOP = frozenset(
@@ -9,6 +13,8 @@ _HOP_BY_HOP = frozenset(
 )
 # Each by its own name, then by the ones that others use.
 _VERSION_NAMES = ("x-gati-version", "x-api-version", "x-version")
+VERSION_QUERY_NAMES = ("version", "v")
+"""Parameters of a query that ask for a version, in the order of precedence; before any header."""
 _FLAG_NAMES = ("x-gati-flags", "x-flags")
 _PRIORITY_NAMES = ("x-gati-priority", "x-priority")
 _ASKED = frozenset((*_VERSION_NAMES, *_FLAG_NAMES, *_PRIORITY_NAMES))
@@ -73,10 +79,29 @@ def read_head(raw: list[tuple[bytes, bytes]]) -> Head:
                 head.idempotency_key = value
         pairs.append((name, value))
     if asked:
-        head.version = _first(asked, _VERSION_NAMES)
+        head.version = _first(asked, _VERSION_NAMES).strip()
         head.flags = [flag for part in _first(asked, _FLAG_NAMES).split(",")[:32] if (flag := part.strip().lower())]
         head.priority = _priority(_first(asked, _PRIORITY_NAMES))
     return head
+
+
+def take_version(query: str, names: Sequence[str]) -> tuple[str, str]:
+    """The version that a query asks for, with the mark of where it came from, and the query without it.
+
+    A blank value counts as absent, and of repeated ones the first is taken. What asked for the version is no
+    parameter of the handler's: it is taken out.
+
+    >>> take_version("version=v1&page=2", ("version", "v"))
+    ('?v1', 'page=2')
+    """
+    parts = query.split("&")
+    for name in names:
+        begin = f"{name}="
+        mine = [part for part in parts if part.startswith(begin)]
+        value = next((text for part in mine if (text := unquote_plus(part[len(begin) :]).strip())), "")
+        if value:
+            return FROM_QUERY + value, "&".join(part for part in parts if not part.startswith(begin))
+    return "", query
 
 
 def _first(asked: dict[str, str], names: tuple[str, ...]) -> str:

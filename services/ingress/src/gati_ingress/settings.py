@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from gati_ingress.head import VERSION_QUERY_NAMES
+
 
 class IngressSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Read once at start from `GATI_INGRESS_*`."""
@@ -48,6 +50,9 @@ class IngressSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Seconds between two pings to the client of a socket."""
     ws_ping_timeout_s: Annotated[float, Meta(gt=0)] = 20.0
     """Seconds that its pong may take."""
+    version_query: str = ",".join(VERSION_QUERY_NAMES)
+    """Parameters of a query that ask for a version, comma-separated, first before last; empty where handlers have
+    parameters of these names themselves. Headers ask as well."""
     openapi_path: str = "/openapi.json"
     """Where the API's description is served; nowhere when empty."""
     docs_path: str = "/docs"

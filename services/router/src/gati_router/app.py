@@ -33,9 +33,10 @@ from gati_core.errors import (
 from gati_core.fabric import DeliveryPort, Fabric, KvBucket, KvView, PublisherPort, PullConsumer
 from gati_core.fabric.topology import MAX_ATTEMPTS, REQ_ACK_WAIT_S
 from gati_core.manifests import RouterBeat
+from gati_core.timescape import UsageCounter, fabric_usage
 from gati_core.wire import LANES, PROTOCOL, RoutingView, WorkItem, decode_cancel, decode_routing, encode, problem_reply
 from gati_router.advisories import AdvisoryMover
-from gati_router.catalogue import Catalogue, Target
+from gati_router.catalogue import Catalogue
 from gati_router.settings import RouterSettings
 
 log = structlog.get_logger(__name__)
@@ -43,6 +44,7 @@ log = structlog.get_logger(__name__)
 _LANE_SHARE = {"high": 0.5, "normal": 0.375, "low": 0.125}
 """Of the router's slots. A saturated router serves urgent lanes first and still serves the others."""
 _REMEMBER_CANCELS = 10_000
+_GOODBYE_S = 1.0
 
 
 class RouterStats(msgspec.Struct):
@@ -80,7 +82,9 @@ class Router:
         self.id = router_id
         self.stats = RouterStats()
         self._loop = asyncio.get_running_loop()
-        self.catalogue = Catalogue(fabric.subjects, worker_ttl_s=settings.worker_ttl_s, now=self._loop.time)
+        self.catalogue = Catalogue(
+            fabric.subjects, worker_ttl_s=settings.worker_ttl_s, now=self._loop.time, later=self._loop.call_soon
+        )
         self._consumers: list[PullConsumer] = []
         self._views: list[KvView] = []
         self._parked: dict[str, _Parked] = {}
@@ -88,8 +92,10 @@ class Router:
         self._tasks: set[asyncio.Task[None]] = set()
         self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
         self._mover = AdvisoryMover(fabric)
+        self._usage = UsageCounter(fabric_usage(fabric))
         self._is_draining = False
         self._beat_at = 0.0
+        self._counted_at = self._loop.time()
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -102,6 +108,8 @@ class Router:
         subjects = self._fabric.subjects
         self._views = [
             KvView(self._connection, subjects.manifests_bucket, on_change=self.catalogue.manifest_changed),
+            KvView(self._connection, subjects.timescape_bucket, on_change=self.catalogue.timeline_changed),
+            KvView(self._connection, subjects.config_bucket, on_change=self.catalogue.config_changed),
             KvView(self._connection, subjects.pools_bucket, on_change=self.catalogue.pool_changed),
         ]
         for view in self._views:
@@ -144,6 +152,8 @@ class Router:
             log.warning("drain_incomplete", in_flight=sum(consumer.busy for consumer in self._consumers))
         for task in list(self._tasks):
             task.cancel()
+        with anyio.move_on_after(_GOODBYE_S):
+            await self._usage.flush()
         for view in self._views:
             await view.aclose()
         try:
@@ -178,17 +188,16 @@ class Router:
 
     def _route(self, delivery: DeliveryPort, view: RoutingView) -> None:
         try:
-            target, params = self.catalogue.table.match(view.method, view.path)
-            if target.roles:
-                target.admit(view.principal)
+            choice, params = self.catalogue.find(view.method, view.path, view.version, view.principal, view.request_id)
         except RequestError as exc:
             self._refuse(delivery, view, exc)
             return
+        target = choice.target
+        if target is None:
+            self._park(delivery, view)
+            return
         if target.is_once and view.received_ms <= self._connection.server_changed_ms:
             self._refuse(delivery, view, BrokerRestarted("the broker restarted; this request may have run already"))
-            return
-        if not target.is_live:
-            self._park(delivery, view, target)
             return
         work = WorkItem(
             PROTOCOL,
@@ -200,7 +209,17 @@ class Router:
             msgspec.Raw(delivery.data),
             params,
             time.time_ns() // 1_000_000,
+            choice.tsv,
+            choice.manifest_hash,
+            choice.version_headers,
+            choice.source,
         )
+        resolved = choice.resolved.tsv
+        if resolved:
+            self._usage.count(target.app, target.handler, resolved)
+        if choice.hops:
+            work.hops = list(choice.hops)
+            work.fallback = choice.fallback.subject.decode() if choice.fallback is not None else ""
         delivery.context = view
         # A router that dies between this publish and the ack of the request leaves a redelivery
         # behind; for handlers that must not run twice the stream drops it by the request's id.
@@ -237,14 +256,14 @@ class Router:
 
     # -- nobody there -------------------------------------------------------------------------
 
-    def _park(self, delivery: DeliveryPort, view: RoutingView, target: Target) -> None:
+    def _park(self, delivery: DeliveryPort, view: RoutingView) -> None:
         now = self._loop.time()
         left_s = view.deadline_ms / 1000 - time.time()
         wait_s = min(self._settings.no_worker_wait_s, left_s - 0.2)
         if self._is_draining:
             delivery.nak()
         elif wait_s <= 0 or len(self._parked) >= self._settings.max_parked:
-            self._refuse(delivery, view, NoLiveWorker(f"no live worker serves {target.path}"))
+            self._refuse(delivery, view, NoLiveWorker(f"no live worker serves {view.path[:200]}"))
         else:
             self.stats.parked += 1
             self._parked[view.request_id] = _Parked(delivery, view, now + wait_s, now)
@@ -253,11 +272,13 @@ class Router:
         waiting, self._parked = self._parked, {}
         for request_id, parked in waiting.items():
             try:
-                target, _ = self.catalogue.table.match(parked.view.method, parked.view.path)
+                choice, _ = self.catalogue.find(
+                    parked.view.method, parked.view.path, parked.view.version, parked.view.principal, request_id
+                )
             except RequestError as exc:
                 self._refuse(parked.delivery, parked.view, exc)
                 continue
-            if target.is_live:
+            if choice.target is not None:
                 self._route(parked.delivery, parked.view)
             else:
                 self._parked[request_id] = parked
@@ -323,9 +344,15 @@ class Router:
             self.catalogue.expire()
         else:
             self.catalogue.reprieve()
+        if now - self._counted_at > self._settings.usage_every_s:
+            self._counted_at = now
+            self._spawn(self._count())
         if now - self._beat_at > self._settings.heartbeat_s:
             self._beat_at = now
             self._spawn(self._beat())
+
+    async def _count(self) -> None:
+        await self._usage.flush()
 
     async def _beat(self) -> None:
         self._beat_at = self._loop.time()

@@ -1,62 +1,38 @@
-"""What can be routed right now: who lives, what they serve, and which pool gets the traffic.
+"""What can be routed right now: who lives, what they serve, and which version of it a request gets.
 
-Fed by two bucket views. `{ns}_pools` says who lives (announcements with a time to live);
-`{ns}_manifests` remembers the newest manifest of every app, so that a route whose workers are all
-gone is "503, nobody there" and not "404, never heard of it". Several pools may serve a route while
-a new version replaces an old one: the newest live one gets the traffic.
+Fed by four bucket views. `{ns}_pools` says who lives (announcements with a time to live); `{ns}_timescape` which
+versions of each handler there are; `{ns}_config` how their traffic is shared; `{ns}_manifests` remembers the newest
+manifest of every app, so that a route whose workers are all gone is "503, nobody there" and not "404, never heard
+of it". A lookup never leaves the process.
+
+A live worker's handler is known by its fingerprint. One that is in no timeline yet gets no traffic: its package has
+not been activated. One without a fingerprint has no versions, and is simply there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import msgspec
 import structlog
 
-from gati_core.errors import Forbidden, MalformedManifest, Unauthenticated
+from gati_core.errors import MalformedManifest, RouteNotFound
 from gati_core.manifests import (
-    HandlerManifest,
     PoolManifest,
     WorkerAnnouncement,
     parse_announcement,
     parse_pool_manifest,
     pools_in_order,
 )
+from gati_core.timescape import Choice, Rollout, Timeline, read_timeline, rollout_names, timeline_names
 from gati_core.wire import Principal, Subjects
 from gati_router.matching import RouteTable
+from gati_router.routes import Handler, Route, Target
 
 log = structlog.get_logger(__name__)
 
-
-class Target:
-    """A handler of a pool, ready to be published to."""
-
-    __slots__ = ("app", "handler", "is_live", "is_once", "mode", "path", "pool", "roles", "subject")
-
-    def __init__(self, subjects: Subjects, pool: PoolManifest, handler: HandlerManifest, *, is_live: bool) -> None:
-        self.app = pool.app
-        self.pool = pool.pool
-        self.handler = handler.id
-        self.path = handler.path
-        self.mode = handler.mode
-        self.is_once = handler.mode == "at_most_once"
-        self.is_live = is_live
-        self.roles = frozenset(handler.policies.roles)
-        self.subject = subjects.work(pool.pool, handler.id).encode()
-
-    def admit(self, principal: Principal | None) -> None:
-        """Let a caller through that has one of the roles, where any are asked for.
-
-        Raises:
-            Unauthenticated: nobody said who calls.
-            Forbidden: the caller has none of the roles.
-        """
-        if not self.roles:
-            return
-        if principal is None:
-            raise Unauthenticated("this route needs credentials")
-        if self.roles.isdisjoint(principal.roles):
-            raise Forbidden(f"this route needs one of the roles {', '.join(sorted(self.roles))}")
+_Names = tuple[str, str]
 
 
 class _Worker:
@@ -66,6 +42,21 @@ class _Worker:
         self.announcement = announcement
         self.seen_at = seen_at
 
+    def serves_as(self, other: WorkerAnnouncement) -> bool:
+        """Whether nothing that routing depends on has changed."""
+        mine = self.announcement
+        return (
+            mine.state == other.state
+            and mine.health == other.health
+            and mine.is_last_resort == other.is_last_resort
+            and mine.manifest == other.manifest
+        )
+
+    @property
+    def is_shaky(self) -> bool:
+        """Whether it is to be used only where nothing better is there."""
+        return self.announcement.health == "unhealthy"
+
 
 class Catalogue:
     """See the module.
@@ -73,24 +64,76 @@ class Catalogue:
     Args:
         worker_ttl_s: a worker not heard of for this long is gone, even if its key is still there.
         now: monotonic seconds.
+        later: runs a function soon. What changes until then is worked out together; by default at once.
     """
 
-    def __init__(self, subjects: Subjects, *, worker_ttl_s: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        subjects: Subjects,
+        *,
+        worker_ttl_s: float,
+        now: Callable[[], float] = time.monotonic,
+        later: Callable[[Callable[[], None]], object] = lambda function: function(),
+    ) -> None:
         self._subjects = subjects
         self._worker_ttl_s = worker_ttl_s
         self._now = now
+        self._later = later
+        self._stale: dict[_Names, None] = {}
+        """Handlers that something has changed for since they were worked out."""
         self._workers: dict[str, _Worker] = {}
         self._current: dict[str, PoolManifest] = {}
-        self._live: tuple[str, ...] = ()
+        self._timelines: dict[_Names, Timeline] = {}
+        self._rollouts: dict[_Names, Rollout] = {}
+        self._handlers: dict[_Names, Handler] = {}
+        self._offers: dict[_Names, list[Target]] = {}
+        self._fallen: dict[_Names, Target] = {}
+        self._shaky: frozenset[str] = frozenset()
+        self._live: tuple[PoolManifest, ...] = ()
+        self._remembered: tuple[PoolManifest, ...] = ()
+        self._routes: tuple[Route, ...] = ()
         self._on_change: list[Callable[[], None]] = []
-        self.table: RouteTable[Target] = RouteTable()
+        self.table: RouteTable[Route] = RouteTable()
         self.malformed = 0
         self.rebuilds = 0
-        self._shape: object = None
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever routes or live pools changed."""
+        """Call `listener` whenever routes, versions or live pools changed."""
         self._on_change.append(listener)
+
+    # -- one request --------------------------------------------------------------------------
+
+    def find(
+        self, method: str, path: str, preference: str = "", principal: Principal | None = None, request_id: str = ""
+    ) -> tuple[Choice[Target], dict[str, str]]:
+        """What runs for a request, and its decoded path parameters.
+
+        Args:
+            path: as received: percent-encoded, without the query.
+            preference: the version asked for, as in a descriptor.
+            principal, request_id: who calls; whoever is known gets the same version each time while traffic is shared.
+        Raises:
+            RouteNotFound, MethodNotAllowed, UpgradeRequired, InvalidPath: see `RouteTable.match`.
+            InvalidVersion, VersionNotFound: see `Versions.choose`.
+            Unauthenticated, Forbidden: the caller has none of the roles that what runs asks for.
+        """
+        route, params = self.table.match(method, path)
+        if preference:
+            choice = route.handler.choose(preference)
+            if not route.knows(choice.resolved):
+                raise RouteNotFound(
+                    f"version {choice.resolved.tsv} of handler {route.handler.id} does not listen on {path[:200]}, but"
+                    f" on {choice.resolved.path}"
+                )
+        else:
+            choice = route.latest or route.latest_for(principal.subject if principal is not None else request_id)
+        target = choice.target
+        if target is not None:
+            if target.roles:
+                target.admit(principal)
+            if params:
+                params = route.named(params, choice)
+        return choice, params
 
     # -- fed by the views ---------------------------------------------------------------------
 
@@ -100,7 +143,7 @@ class Catalogue:
             return
         if value is None:
             if self._workers.pop(key, None) is not None:
-                self._rebuild_if_changed()
+                self._pools_changed()
             return
         try:
             announcement = parse_announcement(value, key=key)
@@ -109,10 +152,12 @@ class Catalogue:
             self.malformed += 1
             log.warning("announcement_refused", key=key, error=str(exc))
             if self._workers.pop(key, None) is not None:
-                self._rebuild_if_changed()
+                self._pools_changed()
             return
+        known = self._workers.get(key)
         self._workers[key] = _Worker(announcement, self._now())
-        self._rebuild_if_changed()
+        if known is None or not known.serves_as(announcement):
+            self._pools_changed()
 
     def manifest_changed(self, key: str, value: bytes | None) -> None:
         """One key of `{ns}_manifests` changed."""
@@ -127,7 +172,39 @@ class Catalogue:
                 self.malformed += 1
                 self._current.pop(key, None)
                 log.warning("manifest_refused", key=key, error=str(exc))
-        self._rebuild_if_changed()
+        self._pools_changed()
+
+    def timeline_changed(self, key: str, value: bytes | None) -> None:
+        """One key of `{ns}_timescape` changed."""
+        names = timeline_names(key)
+        if names is None:
+            return
+        if value is None:
+            self._timelines.pop(names, None)
+        else:
+            try:
+                self._timelines[names] = read_timeline(key, value)
+            except MalformedManifest as exc:  # what was known of it goes on
+                self.malformed += 1
+                log.warning("timeline_refused", key=key, error=str(exc))
+                return
+        self._refresh([names])
+
+    def config_changed(self, key: str, value: bytes | None) -> None:
+        """One key of `{ns}_config` changed."""
+        names = rollout_names(key)
+        if names is None:
+            return
+        if value is None:
+            self._rollouts.pop(names, None)
+        else:
+            try:
+                self._rollouts[names] = msgspec.json.decode(value, type=Rollout)
+            except msgspec.DecodeError as exc:
+                self.malformed += 1
+                log.warning("rollout_refused", key=key, error=str(exc))
+                return
+        self._refresh([names])
 
     def expire(self) -> None:
         """Forget workers that have been silent too long. Call this now and then."""
@@ -137,7 +214,7 @@ class Catalogue:
             log.warning("worker_lost", key=key)
             del self._workers[key]
         if gone:
-            self._rebuild_if_changed()
+            self._pools_changed()
 
     def reprieve(self) -> None:
         """Treat every worker as just heard of: after an outage the silence was the broker's."""
@@ -149,34 +226,83 @@ class Catalogue:
 
     @property
     def live_pools(self) -> tuple[str, ...]:
-        """Pools with at least one ready worker, newest first."""
-        return self._live
+        """Pools with at least one ready and healthy worker, newest first."""
+        return tuple(pool.pool for pool in self._live)
 
-    def _rebuild_if_changed(self) -> None:
-        announcements = (worker.announcement for worker in self._workers.values())
-        ordered, remembered = pools_in_order(announcements, self._current.values())
-        shape = tuple(
-            tuple(
-                (
-                    pool.pool,
-                    tuple((h.id, h.path, tuple(h.methods), h.mode, tuple(h.policies.roles)) for h in pool.handlers),
-                )
-                for pool in pools
-            )
-            for pools in (ordered, remembered)
-        )
-        if shape == self._shape:
+    @property
+    def handlers(self) -> dict[_Names, Handler]:
+        """Every handler that is known, by app and id."""
+        return dict(self._handlers)
+
+    def _pools_changed(self) -> None:
+        usable = [
+            worker for worker in self._workers.values() if not worker.is_shaky or worker.announcement.is_last_resort
+        ]
+        ordered, remembered = pools_in_order((worker.announcement for worker in usable), self._current.values())
+        live, known = tuple(ordered), tuple(remembered)
+        sound = {worker.announcement.manifest.pool for worker in usable if not worker.is_shaky}
+        shaky = frozenset(pool.pool for pool in live if pool.pool not in sound)
+        if live == self._live and known == self._remembered and shaky == self._shaky:
             return
-        self._shape = shape
-        self._live = tuple(pool.pool for pool in ordered)
-        routes: list[tuple[str, str, Target]] = []
-        for pools, is_live in ((ordered, True), (remembered, False)):
-            for pool in pools:
-                for handler in pool.handlers:
-                    target = Target(self._subjects, pool, handler, is_live=is_live)
-                    routes.extend((method, handler.path, target) for method in handler.methods)
-        self.table = RouteTable(routes)
+        self._shaky = shaky
+        before = {pool.app for pool in (*self._live, *self._remembered)}
+        self._live, self._remembered = live, known
+        self._offers, self._fallen = {}, {}
+        for rank, pool in enumerate(live):
+            for each in pool.handlers:
+                offered = self._offers.setdefault((pool.app, each.id), [])
+                offered.append(Target(self._subjects, pool, each, rank=rank, is_shaky=pool.pool in shaky))
+        for rank, pool in enumerate(known, len(live)):
+            for each in pool.handlers:
+                self._fallen.setdefault((pool.app, each.id), Target(self._subjects, pool, each, rank=rank))
+        apps = before | {pool.app for pool in (*live, *known)}
+        names = [each for each in {*self._timelines, *self._handlers} if each[0] in apps]
+        self._refresh([*names, *self._offers, *self._fallen])
+
+    def _refresh(self, names: Iterable[_Names]) -> None:
+        """Have what is known of some handlers worked out anew."""
+        is_waiting = bool(self._stale)
+        self._stale.update(dict.fromkeys(names))
+        if self._stale and not is_waiting:
+            self._later(self._work_out)
+
+    def _work_out(self) -> None:
+        is_changed = False
+        stale, self._stale = self._stale, {}
+        for names in stale:
+            handler = Handler(
+                *names,
+                live=self._offers.get(names, ()),
+                remembered=self._fallen.get(names),
+                timeline=self._timelines.get(names),
+                rollout=self._rollouts.get(names),
+            )
+            known = self._handlers.get(names)
+            if known is None:
+                if not handler.is_known:
+                    continue
+                handler.work_out()
+                self._handlers[names] = handler
+            elif not handler.is_known:
+                del self._handlers[names]
+            elif not known.take(handler):
+                continue
+            is_changed = True
+        if is_changed:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        ranked = sorted(self._handlers.values(), key=lambda each: each.rank)
+        routes = tuple(route for handler in ranked for route in handler.routes)
+        for route in routes:
+            route.refresh()
+        if routes != self._routes:
+            self._routes = routes
+            self.table = RouteTable((route.method, route.path, route) for route in routes)
         self.rebuilds += 1
-        log.info("catalogue_rebuilt", routes=self.table.size, live_pools=list(self._live))
+        log.info("catalogue_rebuilt", routes=self.table.size, live_pools=list(self.live_pools))
         for listener in self._on_change:
             listener()
+
+
+__all__ = ["Catalogue", "Target"]

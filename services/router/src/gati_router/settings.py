@@ -21,6 +21,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Seconds without a heartbeat after which a worker counts as gone."""
     heartbeat_s: Annotated[float, Meta(gt=0)] = 2.0
     """Seconds between this router's own signs of life."""
+    usage_every_s: Annotated[float, Meta(gt=0)] = 5.0
+    """Seconds between two additions of what was counted for each version to what all routers have counted."""
     health_file: str = ""
     """Touched with every heartbeat while healthy, for container health checks; none when empty."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -13,9 +13,11 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import structlog
 
 from gati_core import App
+from gati_core.app.versioning import PackageVersions
 from gati_core.errors import (
     BrokerRestarted,
     DeadlineExceeded,
@@ -27,6 +29,7 @@ from gati_core.errors import (
     PoisonMessage,
     ShuttingDown,
     TooManyChannels,
+    TransformFailed,
     TransientError,
 )
 from gati_core.fabric import Channel, DeliveryPort, Fabric
@@ -68,6 +71,7 @@ class Executor:
         fabric: Fabric,
         lifecycle: Lifecycle,
         ledger: CrashLedger,
+        versions: PackageVersions,
         max_channels: int = 4096,
     ) -> None:
         self._plans: dict[str, Plan] = {name: handler.plan() for name, handler in app.handlers.items()}
@@ -77,6 +81,7 @@ class Executor:
         self._is_reply = fabric.subjects.is_reply
         self._lifecycle = lifecycle
         self._ledger = ledger
+        self._versions = versions
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, Running] = {}
         self._max_channels = max_channels
@@ -183,31 +188,47 @@ class Executor:
         run: HandlerRun | None = None
         try:
             descriptor = decode_descriptor(item.descriptor, subject="a work item")
-            body = descriptor.body
-            if descriptor.body_ticket:
-                body = await self._fabric.bodies.take(descriptor.body_ticket, keep=True)
+            body, ticket = descriptor.body, descriptor.body_ticket
+            if ticket:
+                body = await self._fabric.bodies.take(ticket, keep=True)
+            params, chain = item.params, None
+            if item.hops:
+                chain = await self._versions.chain(item.handler, item.hops)
+                descriptor, params, body = await chain.inbound(self._lifecycle, descriptor, params, body)
             run = running.run = HandlerRun(
                 self._lifecycle,
                 plan,
                 descriptor,
-                item.params,
+                params,
                 body,
                 attempt=attempt,
                 routed_ms=item.routed_ms,
                 control=running,
                 deadline_ms=int(running.deadline_ms),
+                tsv=item.tsv,
+                source=item.source,
+                chain=chain,
             )
             reply = await run.execute()
             if run.is_abandoned or running.is_forgotten:
                 return  # somebody else answers, or has answered
             if reply is not None and len(reply.body) > self._fabric.settings.claim_check_bytes:
                 await self._check_in(reply)
-            if descriptor.body_ticket:
-                self._chore(self._fabric.bodies.drop(descriptor.body_ticket))
+            if item.fallback and not running.is_once and isinstance(run.failure, TransformFailed):
+                await self._fall_back(running, run.failure)
+                return
+            if ticket:
+                self._chore(self._fabric.bodies.drop(ticket))
             self._conclude(running, reply)
         except asyncio.CancelledError:
             if not running.is_forgotten and not (run is not None and run.is_abandoned):
                 self._settle_cancelled(running)
+        except TransformFailed as exc:  # of the request: the handler has not begun
+            if item.fallback:
+                await self._fall_back(running, exc)
+            else:
+                log.error("transform_failed", request_id=item.request_id, handler=item.handler, error=str(exc))
+                self._finish(running, problem_reply(exc.for_clients(), item.request_id))
         except MalformedMessage as exc:
             self._forget(running)
             self._chore(self._give_up(running.delivery, exc, item.request_id, item.reply_to))
@@ -229,6 +250,30 @@ class Executor:
                     self._chores.add(task)
                     task.add_done_callback(self._chores.discard)
                 await run.cleanup()
+
+    async def _fall_back(self, running: Running, error: TransformFailed) -> None:
+        """The client's own version runs, with the request as it came: no transformer is in the way there.
+
+        Not when an answer could not be translated and the handler may run only once: it has run.
+        """
+        item = running.item
+        log.error(
+            "transform_failed",
+            request_id=item.request_id,
+            handler=item.handler,
+            error=str(error),
+            hint=f"version {item.hops[0]} runs instead",
+        )
+        self.stats.fallbacks += 1
+        headers = [pair for pair in item.version_headers if pair[0] != "x-gati-handler-version"]
+        again = msgspec.structs.replace(item, tsv=item.hops[0], hops=[], fallback="", version_headers=headers)
+        try:
+            await self._fabric.publisher.send(item.fallback, encode(again), message_id=f"{item.request_id}-fallback")
+        except GatiError as exc:
+            log.error("fallback_failed", request_id=item.request_id, error=str(exc))
+            self._finish(running, problem_reply(error.for_clients(), item.request_id))
+            return
+        self._drop(running)
 
     def _conclude(self, running: Running, reply: Reply | None) -> None:
         """Settle what a run came to."""
@@ -259,6 +304,7 @@ class Executor:
         """
         if self._channels >= self._max_channels:
             raise TooManyChannels(f"{self._channels} streams and sockets are open, as many as this worker holds")
+        reply.headers += running.item.version_headers
         self._connection.publish_now(running.item.reply_to.encode(), encode(reply))
         running.channel = channel
         self._channels += 1
@@ -290,6 +336,7 @@ class Executor:
         if reply.status >= 500:
             stats.failed += 1
         reply_to = running.item.reply_to.encode()
+        reply.headers += running.item.version_headers
         try:
             self._connection.publish_or_hold(reply_to, encode(reply))
         except MessageTooLarge as exc:  # large bodies go through the object store: these are headers

@@ -27,6 +27,7 @@ import uvloop
 
 from gati_core import App
 from gati_core.app.packages import LoadError, PackageSpec, fingerprint, load
+from gati_core.app.versioning import PackageVersions
 from gati_core.contexts import Bucket, GlobalContext, Instance, TopicHost, Topics
 from gati_core.errors import GatiError, MessageTooLarge, TransientError
 from gati_core.fabric import ChannelHost, Fabric, KvBucket, PullConsumer, open_fabric
@@ -35,6 +36,7 @@ from gati_core.lifecycle import HandlerThreads, Lifecycle, Observers, watch_task
 from gati_core.manifests import PoolManifest, WorkerAnnouncement, pool_name, publishing_store
 from gati_core.observe import set_up_logging, settle_garbage_collector
 from gati_core.settings import FabricSettings
+from gati_core.timescape import fabric_registry
 from gati_core.wire import StoredRun, TraceRecord, encode
 from gati_worker.duties import ProcessDuties, first_config
 from gati_worker.execution import Executor
@@ -81,7 +83,7 @@ class Runner:
         app: App,
         pool: str,
         worker_id: str,
-        version: str,
+        spec: PackageSpec,
         settings: WorkerSettings,
         fabric: Fabric,
         ledger: CrashLedger,
@@ -89,12 +91,14 @@ class Runner:
         self.app = app
         self.pool = pool
         self.id = worker_id
-        self._version = version
+        self._spec = spec
+        self._version = spec.version
+        self._versions = PackageVersions(app, fabric_registry(fabric), publishing_store(fabric))
         self._settings = settings
         self._fabric = fabric
         self._ledger = ledger
         self._started_ms = time.time_ns() // 1_000_000
-        self._manifest = PoolManifest(app=app.name, pool=pool, version=version, handlers=[])
+        self._manifest = PoolManifest(app=app.name, pool=pool, version=spec.version, handlers=[])
         self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
         self._consumers: list[PullConsumer] = []
         self._state: Literal["ready", "draining"] = "ready"
@@ -133,6 +137,7 @@ class Runner:
             fabric=self._fabric,
             lifecycle=lifecycle,
             ledger=self._ledger,
+            versions=self._versions,
             max_channels=self._settings.max_channels,
         )
         self._duties = ProcessDuties(
@@ -144,6 +149,7 @@ class Runner:
         await self._duties.start()
         for subject in (subjects.cancel_any, subjects.cancel(self.pool)):
             await connection.subscribe(subject, self._executor.on_cancel)
+        await self._register()
         self._manifest = await self._publish_manifest(
             PoolManifest(
                 app=self.app.name,
@@ -239,20 +245,31 @@ class Runner:
                 current = None
             if current is not None and current.pool == manifest.pool:
                 return current
-        await self._store_types(manifest)
         await bucket.put(key, msgspec.json.encode(manifest))
         return manifest
 
-    async def _store_types(self, manifest: PoolManifest) -> None:
-        """Store what the manifest refers to before anybody can read it."""
-        store = publishing_store(self._fabric)
-        documents = {
-            name: document for handler in self.app.handlers.values() for name, document in handler.documents_by_name()
-        }
-        for document in documents.values():
-            await store.store_gtype(document)
-        for handler in manifest.handlers:
-            await store.store_manifest(manifest.app, handler)
+    async def _register(self) -> None:
+        """Make the handlers versions, unless they are. Routers send nothing to what is none."""
+        spec = self._spec
+        # A package that is being edited goes through many versions under one number.
+        tags = [f"v{self._version}"] if self._version and not spec.root else []
+        await self._versions.store_documents()
+        done = await self._versions.register(package=self._version, actor=f"worker:{self.id}", tags=tags)
+        new = [each for each in done if each.is_new]
+        if new:
+            log.info("versions_registered", app=self.app.name, new=len(new), unchanged=len(done) - len(new))
+        for each in new:
+            if each.diff is not None and each.diff.breaking:
+                told = [change.description for change in each.diff.breaking]
+                log.warning(
+                    "version_breaks_clients",
+                    app=self.app.name,
+                    handler=each.handler,
+                    version=each.tsv,
+                    before=each.parent,
+                    changes=told[:5],
+                    hint="clients that ask for the version before get it as long as it runs, or with a transformer",
+                )
 
     async def drain(self) -> None:
         """Say so, take nothing more, finish what runs, say goodbye."""
@@ -319,6 +336,7 @@ class Runner:
             failed=stats.failed,
             health=report.status if report is not None else "healthy",
             health_notes=report.notes[:20] if report is not None else [],
+            is_last_resort=report is not None and report.only_errors,
             abandoned=self.executor.abandoned,
         )
         ttl_s = max(2, int(self._settings.heartbeat_s * 4))
@@ -347,7 +365,7 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
         runner = Runner(
             app=app,
             pool=pool,
-            version=assignment.spec.version,
+            spec=assignment.spec,
             settings=assignment.settings,
             fabric=fabric,
             ledger=ledger,

@@ -29,6 +29,8 @@ class ExecutionStats(msgspec.Struct):
     cancelled: int = 0
     redelivered: int = 0
     dead: int = 0
+    fallbacks: int = 0
+    """Requests handed to the client's own version, because a transformer failed."""
     abandoned: int = 0
     """Handlers that did not react to being cancelled; their tasks may still run."""
 

@@ -17,6 +17,7 @@ from gati_core.contexts import Hook, ProcessLifecycle, TopicHandler
 from gati_core.errors import RegistrationError, UnsupportedType
 from gati_core.gtype import Document
 from gati_core.lifecycle import (
+    HOP_TIMEOUT_S,
     Alert,
     DeclaredType,
     HandlerCall,
@@ -25,6 +26,7 @@ from gati_core.lifecycle import (
     Plan,
     RequestReader,
     ResponseCheck,
+    Transformer,
     check_parameters,
 )
 from gati_core.manifests import METHODS, HandlerManifest, Method, Policies, UnknownFields
@@ -34,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Callable[..., Any])
+T = TypeVar("T")
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
@@ -141,6 +144,7 @@ class App(HookRegistrar):
         self._alerts: list[Alert] = []
         self._middleware: list[Middleware] = []
         self._subscribers: list[TopicHandler] = []
+        self._transformers: list[Transformer] = []
         self.lifecycle = ProcessLifecycle()
         """What runs when a worker process starts, leaves, is asked how it is, or is short of memory."""
         self.on_startup = self.lifecycle.on_startup
@@ -258,6 +262,49 @@ class App(HookRegistrar):
         """Call `alert(request_id, action_id, error)` when a compensating action fails; plain or async."""
         self._alerts.append(alert)
         return alert
+
+    def transformer(
+        self,
+        handler: str | Route[Any],
+        *,
+        from_version: str,
+        to_version: str = "",
+        timeout_s: float = HOP_TIMEOUT_S,
+    ) -> Callable[[T], T]:
+        """Let clients of an older version of a handler use a newer one.
+
+        The decorated class has static methods of one argument each, plain or async; those it lacks change nothing.
+        `forward_request(request)` makes an old request a new one, `backward_response(response)` a new answer an
+        old one; `backward_request` and `forward_response` lead the other way.
+
+        Args:
+            from_version: the older version: a TSV, a tag such as `v1.0.0`, or a package's version.
+            to_version: the one that followed it; this package's own where it is empty.
+            timeout_s: for each of the functions, where it is async.
+        Raises:
+            RegistrationError: the class has none of these methods, or one that cannot be called so.
+        """
+        name = handler.id if isinstance(handler, Route) else handler
+
+        def register(functions: T) -> T:
+            made = Transformer(name, functions, from_version=from_version, to_version=to_version, timeout_s=timeout_s)
+            if name not in self._handlers:
+                known = ", ".join(self._handlers) or "none yet: define the transformer below its handler"
+                raise RegistrationError(f"transformer {made.name}: there is no handler {name!r}; there are {known}")
+            for each in self._transformers:
+                if (each.handler, each.from_version, each.to_version) == (name, from_version, to_version):
+                    raise RegistrationError(
+                        f"transformer {made.name}: {each.name} leads from {from_version!r} of {name!r} already"
+                    )
+            self._transformers.append(made)
+            return functions
+
+        return register
+
+    @property
+    def transformers(self) -> tuple[Transformer, ...]:
+        """Those that are declared."""
+        return tuple(self._transformers)
 
     def bucket(self, name: str) -> str:
         """Declare a durable key-value bucket; handlers reach it as `gctx.buckets[name]`."""

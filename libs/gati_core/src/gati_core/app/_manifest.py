@@ -37,6 +37,7 @@ def full_manifest(
     location = location_of(function)
     manifest = msgspec.structs.replace(
         declared,
+        timeout_s=float(declared.timeout_s),  # authors write 30 as well as 30.0, and the hash must not differ
         source=f"{location.file}:{location.line}" if location is not None else "",
         hooks=records,
         gtypes=refs,
@@ -51,9 +52,9 @@ def _record(hook: Hook) -> HookRecord:
         id=hook.id,
         type=hook.kind,
         level=hook.level,
-        timeout_s=hook.timeout_s,
+        timeout_s=float(hook.timeout_s),
         retries=hook.retries,
-        backoff_s=hook.backoff_s,
+        backoff_s=float(hook.backoff_s),
         is_async=hook.is_async,
         threaded=hook.is_threaded,
         detached=hook.is_detached,

@@ -61,6 +61,11 @@ class HealthReport(msgspec.Struct, frozen=True):
         """One line for each check that did not pass: `db: fail: no answer within 5 s`."""
         return [f"{each.name}: {each.status}: {each.message}" for each in self.checks if each.status != "pass"]
 
+    @property
+    def only_errors(self) -> bool:
+        """Whether all that fails is the share of its requests that failed."""
+        return [each.name for each in self.checks if each.status == "fail"] == ["error_rate"]
+
 
 class ErrorWindow:
     """Requests and errors of the last minute, out of totals that only grow.

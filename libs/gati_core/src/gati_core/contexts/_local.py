@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import structlog
 
 from gati_core.contexts._hooks import LEVELS, Hook, HookKind, HookLevel, is_async_callable, make_hook
-from gati_core.contexts._meta import ClientInfo, References, RequestMeta, VersionInfo
+from gati_core.contexts._meta import ClientInfo, References, RequestMeta, TransformerChain, VersionInfo
 from gati_core.contexts._operations import Operations, refused
 from gati_core.contexts._request_lifecycle import RequestLifecycle
 from gati_core.contexts._snapshots import Snapshot, copy_state, take_snapshot
@@ -46,6 +46,7 @@ class LocalContext:
         "_attempt",
         "_before",
         "_catch",
+        "_chain",
         "_clock",
         "_compensations",
         "_descriptor",
@@ -59,6 +60,7 @@ class LocalContext:
         "_refs",
         "_region",
         "_registrations",
+        "_source",
         "_stage",
         "_started_ms",
         "_state",
@@ -81,6 +83,7 @@ class LocalContext:
         started_ms: int = 0,
         attempt: int = 1,
         version: str = "",
+        source: str = "",
         instance_id: str = "",
         region: str = "",
         clock: Callable[[], float] = time.time,
@@ -98,6 +101,8 @@ class LocalContext:
         self._started_ms = started_ms or descriptor.received_ms
         self._attempt = attempt
         self._version = version
+        self._source = source
+        self._chain: TransformerChain | None = None
         self._instance_id = instance_id
         self._region = region
         self._clock = clock
@@ -188,8 +193,15 @@ class LocalContext:
     @property
     def timescape(self) -> VersionInfo:
         """Which version runs, and why."""
-        asked = self._descriptor.version
-        return VersionInfo(asked, self._version, self._version, "preference" if asked else "latest")
+        chain = self._chain
+        return VersionInfo(
+            requested=self._descriptor.version.removeprefix("?"),
+            resolved=chain.resolved if chain is not None else self._version,
+            handler_version=self._version,
+            source=self._source,
+            chain_length=chain.length if chain is not None else 0,
+            transform_ms=chain.spent_s * 1000 if chain is not None else 0.0,
+        )
 
     def remaining_s(self) -> float:
         """Seconds until the deadline; 0 when it has passed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -35,10 +35,27 @@ class VersionInfo(msgspec.Struct, frozen=True):
     """The version that was chosen."""
     handler_version: str
     """What runs: the TSV, or the package's version where there is none."""
-    source: Literal["preference", "latest"]
+    source: str
+    """What decided: `query`, `header`, `tag`, `timestamp`, `latest`; empty where the handler has no versions."""
     chain_length: int = 0
     """Transformers between the two."""
     transform_ms: float = 0.0
+
+
+class TransformerChain(Protocol):
+    """The way from the client's version to the one that runs."""
+
+    @property
+    def resolved(self) -> str:
+        """The client's version."""
+
+    @property
+    def length(self) -> int:
+        """How many transformers there are on it."""
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that they took so far."""
 
 
 class RequestMeta:

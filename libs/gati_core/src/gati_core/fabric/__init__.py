@@ -7,11 +7,13 @@ buckets, bodies, dead letters, and the provisioner. Does not belong here: what t
 from gati_core.fabric._client import format_headers, parse_headers
 from gati_core.fabric._fabric import Fabric, open_fabric
 from gati_core.fabric.bodies import Bodies, BodyLost
+from gati_core.fabric.changes import ChangeLog
 from gati_core.fabric.channels import Channel, ChannelHost, ChannelPort
 from gati_core.fabric.connection import Connection, ConnectionHealth, open_connection
 from gati_core.fabric.dead_letters import DeadLetter, DeadLetters
 from gati_core.fabric.embedded import EmbeddedBroker, find_server, free_port
 from gati_core.fabric.kv import Entry, KvBucket, KvView
+from gati_core.fabric.packages import PackageLost, PackageStore, StoredPackage
 from gati_core.fabric.ports import DeliveryPort, MessagePort, PublisherPort, PublishResult
 from gati_core.fabric.publisher import WindowedPublisher
 from gati_core.fabric.pull import Delivery, PullConsumer
@@ -21,6 +23,7 @@ from gati_core.fabric.topology import Topology, stream_state
 __all__ = [
     "Bodies",
     "BodyLost",
+    "ChangeLog",
     "Channel",
     "ChannelHost",
     "ChannelPort",
@@ -38,9 +41,12 @@ __all__ = [
     "KvBucket",
     "KvView",
     "MessagePort",
+    "PackageLost",
+    "PackageStore",
     "PublishResult",
     "PublisherPort",
     "PullConsumer",
+    "StoredPackage",
     "Topology",
     "WindowedPublisher",
     "find_server",

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from gati_core.fabric.bodies import Bodies
 from gati_core.fabric.connection import Connection, open_connection
 from gati_core.fabric.dead_letters import DeadLetters
+from gati_core.fabric.packages import PackageStore
 from gati_core.fabric.ports import DeliveryPort, MessagePort, PublisherPort
 from gati_core.fabric.publisher import WindowedPublisher
 from gati_core.fabric.pull import Delivery
@@ -32,6 +33,7 @@ class Fabric:
         self.topology = Topology(connection)
         self.dead_letters = DeadLetters(connection, publisher)
         self.bodies = Bodies(connection)
+        self.packages = PackageStore(connection)
 
     @property
     def subjects(self) -> Subjects:

@@ -89,7 +89,10 @@ class Topology:
                     self._consumer(self._subjects.advisory_stream, self._advisory_consumer()),
                     self.ensure_bucket(self._subjects.manifests_bucket, history=5),
                     self.ensure_bucket(self._subjects.pools_bucket, marker_ttl_s=POOLS_MARKER_TTL_S),
-                    self._bodies(),
+                    self.ensure_bucket(self._subjects.timescape_bucket, history=5, marker_ttl_s=POOLS_MARKER_TTL_S),
+                    self.ensure_bucket(self._subjects.config_bucket, history=5),
+                    self._objects(self._subjects.bodies_bucket, ttl_s=BODIES_TTL_S),
+                    self._objects(self._subjects.packages_bucket),
                 ]
             )
         except (nats.errors.Error, OSError, TimeoutError) as exc:
@@ -265,6 +268,13 @@ class Topology:
                 **shared,
             ),
             StreamConfig(
+                name=subjects.changes_stream,
+                subjects=[subjects.change_all],
+                retention=RetentionPolicy.LIMITS,
+                deny_delete=True,
+                **shared,
+            ),
+            StreamConfig(
                 name=subjects.trace_stream,
                 subjects=[subjects.trace_all],
                 retention=RetentionPolicy.LIMITS,
@@ -363,8 +373,7 @@ class Topology:
             return
         await js.add_consumer(stream, wanted)
 
-    async def _bodies(self) -> None:
-        bucket = self._subjects.bodies_bucket
+    async def _objects(self, bucket: str, *, ttl_s: float | None = None) -> None:
         js = self._connection.jetstream()
         try:
             await js.stream_info(f"OBJ_{bucket}")
@@ -375,7 +384,7 @@ class Topology:
             await js.create_object_store(
                 bucket,
                 config=ObjectStoreConfig(
-                    bucket=bucket, ttl=BODIES_TTL_S, storage=StorageType.FILE, replicas=self._settings.replicas
+                    bucket=bucket, ttl=ttl_s, storage=StorageType.FILE, replicas=self._settings.replicas
                 ),
             )
         except nats.js.errors.APIError as exc:

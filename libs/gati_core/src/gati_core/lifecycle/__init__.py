@@ -14,17 +14,29 @@ from gati_core.lifecycle.response import Response, ResponseAlreadySent
 from gati_core.lifecycle.shared import Alert, Control, Lifecycle, QuietControl
 from gati_core.lifecycle.stream import BodyStream
 from gati_core.lifecycle.threads import HandlerThreads
+from gati_core.lifecycle.transforming import (
+    HOP_TIMEOUT_S,
+    Chain,
+    Hop,
+    Transformer,
+    VersionedRequest,
+    VersionedResponse,
+    VersionTypes,
+)
 from gati_core.lifecycle.validation import DeclaredType, RequestReader, ResponseCheck, check_parameters
 
 __all__ = [
+    "HOP_TIMEOUT_S",
     "Alert",
     "BodyStream",
+    "Chain",
     "Control",
     "DeclaredType",
     "EventType",
     "HandlerCall",
     "HandlerRun",
     "HandlerThreads",
+    "Hop",
     "Lifecycle",
     "LifecycleEvent",
     "Listener",
@@ -37,6 +49,10 @@ __all__ = [
     "Response",
     "ResponseAlreadySent",
     "ResponseCheck",
+    "Transformer",
+    "VersionTypes",
+    "VersionedRequest",
+    "VersionedResponse",
     "check_parameters",
     "outliving_request",
     "watch_tasks",

@@ -33,6 +33,7 @@ from gati_core.errors import (
     GatiError,
     HandlerError,
     InvalidResponse,
+    TransformFailed,
 )
 from gati_core.fabric import Channel
 from gati_core.lifecycle.bounding import leave_alone
@@ -55,6 +56,7 @@ from gati_core.lifecycle.response import Response
 from gati_core.lifecycle.shared import Control, Lifecycle
 from gati_core.lifecycle.storing import store_run
 from gati_core.lifecycle.stream import BodyStream
+from gati_core.lifecycle.transforming import Chain
 from gati_core.wire import HEAD_ONLY, PROTOCOL, Reply, RequestDescriptor, Timing, problem_reply
 
 log = structlog.get_logger(__name__)
@@ -66,6 +68,7 @@ class HandlerRun(TaskOwner):
     """One request's way through its handler. See the module."""
 
     __slots__ = (
+        "_chain",
         "_channel",
         "_handler_began",
         "_is_cleaned",
@@ -96,8 +99,12 @@ class HandlerRun(TaskOwner):
         routed_ms: int,
         control: Control,
         deadline_ms: int | None = None,
+        tsv: str = "",
+        source: str = "",
+        chain: Chain | None = None,
     ) -> None:
         self.tasks = None
+        self._chain = chain
         self.lifecycle = lifecycle
         self.plan = plan
         self._routed_ms = routed_ms
@@ -119,13 +126,16 @@ class HandlerRun(TaskOwner):
             deadline_ms=deadline_ms,
             started_ms=self._started_ms,
             attempt=attempt,
-            version=lifecycle.version,
+            version=tsv or lifecycle.version,
+            source=source,
             instance_id=lifecycle.instance_id,
             region=lifecycle.region,
             clock=lifecycle.clock,
             topics=lifecycle.topics,
             uses_threads=not plan.call.is_async,
         )
+        if chain is not None:
+            lctx._chain = chain
         lctx.request = self.request
         lctx.response = self.response
         if plan.call.is_websocket:
@@ -171,6 +181,8 @@ class HandlerRun(TaskOwner):
                 self._validate_response()
             if plan.after or lctx._after is not None:
                 await run_after(self)
+            if self._chain is not None:
+                await self._translate(self._chain)
         except BaseException as exc:
             if self.is_abandoned:
                 return None
@@ -249,6 +261,12 @@ class HandlerRun(TaskOwner):
             raise
         emit("validation:end", "response", began=began, phase="response")
 
+    async def _translate(self, chain: Chain) -> None:
+        """A successful answer as the client's version knows it; streams stay as they are."""
+        status, kind, body = self.response.checkable()
+        if kind == "json" and 200 <= status < 300 and self._channel is None:
+            self.response.replace_json(await chain.outbound(self.lifecycle, status, body))
+
     # -- failure --------------------------------------------------------------------------------
 
     async def _fail(self, exc: BaseException) -> Reply | None:
@@ -268,7 +286,7 @@ class HandlerRun(TaskOwner):
                 emit("request:cancelled", by=control.cancel_reason or "handler")
         # An answer that was given in whole stands. It may say that something was done: nothing is undone.
         stands = stage == "handler" and self.response.is_sent() and self._stream is None
-        stands = stands and not isinstance(error, InvalidResponse) and self._is_valid_answer()
+        stands = stands and not isinstance(error, (InvalidResponse, TransformFailed)) and self._is_valid_answer()
         answer, self.response = self.response, Response(None)
         answer.close("the request has failed")
         # What was prepared is dropped; catch hooks start from a clean answer, if they may give one.

@@ -22,6 +22,7 @@ from gati_core.errors import (
     InvalidResponse,
     RequestError,
     ShuttingDown,
+    TransformFailed,
     described,
 )
 from gati_core.lifecycle.bounding import bounded
@@ -81,6 +82,8 @@ def classified(run: HandlerRun, exc: BaseException) -> GatiError:
         return HookTimeout("a hook of this request did not finish in time")  # which one is for the log
     if isinstance(exc, InvalidResponse):
         return InvalidResponse(GENERIC)
+    if isinstance(exc, TransformFailed):
+        return exc.for_clients()
     return GatiError(GENERIC)
 
 
@@ -106,6 +109,8 @@ def log_failure(run: HandlerRun, exc: BaseException, error: GatiError, *, has_an
             log.warning("handler_answered_error", **{**exc.facts, **fields, "error": described(exc)})
     elif isinstance(exc, HookTimeout):
         log.error("hook_timed_out", **fields, error=str(exc))
+    elif isinstance(exc, TransformFailed):
+        log.error("transform_failed", **fields, error=str(exc))
     elif isinstance(exc, InvalidResponse):
         log.error("response_invalid", **fields, error=str(exc))
     elif isinstance(exc, ChannelClosed):

@@ -172,6 +172,10 @@ class Response(Generic[R]):
         """Status, kind and bytes of the body, for validation."""
         return self._status or 204, self._kind, self._body
 
+    def replace_json(self, body: bytes) -> None:
+        """Another body in the place of the one that was given."""
+        self._body = body
+
     def parts(self) -> tuple[int, HeaderPairs, bytes]:
         """Status, headers and body; 204 when no terminal call was made."""
         return self._status or (200 if self._is_sent else 204), self._headers, self._body

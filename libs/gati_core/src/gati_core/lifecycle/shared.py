@@ -65,6 +65,7 @@ class Lifecycle:
         "region",
         "threads",
         "topics",
+        "transforms",
         "version",
     )
 
@@ -92,4 +93,6 @@ class Lifecycle:
         self.deaf: set[asyncio.Task[Any]] = set()
         """Tasks of settled requests that run on although they were cancelled."""
         self.detached: set[asyncio.Task[None]] = set()
+        self.transforms: dict[tuple[str, str], tuple[int, int]] = {}
+        """By the versions that a transformer leads between: how often it did its part, and how often not."""
         self.odd_returns: set[str] = set()

@@ -44,6 +44,8 @@ class WorkerAnnouncement(msgspec.Struct, frozen=True, kw_only=True):
     health: Literal["healthy", "degraded", "unhealthy"] = "healthy"
     health_notes: list[str] = []
     """One line for each health check that did not pass."""
+    is_last_resort: bool = False
+    """Unhealthy, and only because so many of its requests fail: better than nothing, where there is nothing better."""
     abandoned: int = 0
     """Handlers that run on although their request is over: they do not react to being cancelled."""
 

@@ -114,6 +114,8 @@ class ManifestStore:
             await self._create(key, stored)
         except KeyConflict:
             known = await self._newest(key, HandlerManifest)
+            if known is not None and not known.version and known.fingerprint == stored.fingerprint:
+                return known  # the same behaviour, perhaps from other lines of its file
             if known is None or known.hash != stored.hash:
                 raise AlreadyStored(
                     f"handler {app}:{manifest.id} of version {version_of(manifest)} is stored with other content"
@@ -157,6 +159,20 @@ class ManifestStore:
     def gtype(self, name: str) -> Document | None:
         """The type of this fingerprint."""
         return self._cached(_key("gtype", name), Document)
+
+    # -- for processes without a view -------------------------------------------------------------
+
+    async def load_manifest(self, app: str, handler_id: str, version: str) -> HandlerManifest | None:
+        """A version of a handler, read from where it lies; for processes that follow no bucket.
+
+        Args:
+            version: as it was stored: the TSV, or the manifest's fingerprint where it had none.
+        """
+        return await self._newest(_key("handler", app, handler_id, _short(version)), HandlerManifest)
+
+    async def load_gtype(self, name: str) -> Document | None:
+        """The type of this fingerprint, read from where it lies."""
+        return await self._newest(_key("gtype", name), Document)
 
     # -- modules ----------------------------------------------------------------------------------
 
@@ -338,6 +354,11 @@ class ManifestStore:
                 await anyio.sleep(0.001)
         if limit.cancelled_caught:
             log.warning("store_view_behind", key=key, revision=revision)
+
+
+def _short(version: str) -> str:
+    """A version as keys have it; see `version_of`."""
+    return version if version.startswith("tsv:") else version[:16]
 
 
 def _key(*parts: str) -> str:

@@ -48,7 +48,7 @@ class RequestDescriptor(msgspec.Struct, array_like=True, gc=False):
     """Percent-encoded, without the query string."""
     priority: int = 5
     version: str = ""
-    """The client's version preference, verbatim."""
+    """The client's version preference, verbatim; after `?` where it came in the query."""
     principal: Principal | None = None
     # -- above: the part that routers read; below: the part that only workers read --
     query: str = ""
@@ -99,6 +99,14 @@ class WorkItem(msgspec.Struct, array_like=True, gc=False):
     tsv: str = ""
     """The version that runs; empty means the pool's only one."""
     manifest_hash: str = ""
+    version_headers: HeaderPairs = []
+    """What the answer says of its version; the first names it."""
+    source: str = ""
+    """What decided on the version: `query`, `header`, `tag`, `timestamp`, `latest`; empty where there are none."""
+    hops: list[str] = []
+    """Versions from the one that the client gets to the one that runs, both included, when transformers lead there."""
+    fallback: str = ""
+    """With `hops`: the subject on which the client's own version takes work, while it lives."""
 
 
 class ReplyError(msgspec.Struct, array_like=True, gc=False):

@@ -55,7 +55,7 @@ def problem_parts(error: GatiError, request_id: str) -> tuple[int, HeaderPairs, 
     if isinstance(error, Unauthenticated):
         headers.append(("www-authenticate", error.challenge))
     title = _phrase(status) if isinstance(error, HandlerError) else error.title
-    more = {"errors": error.facts["errors"]} if "errors" in error.facts else {}
+    more = {name: error.facts[name] for name in ("errors", "available") if name in error.facts}
     return status, headers, problem_body(status, code, str(error), request_id, title=title, **more)
 
 

@@ -60,6 +60,11 @@ class Subjects:
         self.advisory_consumer = "dead-letters"
         self.pools_bucket = f"{ns}_pools"
         self.manifests_bucket = f"{ns}_manifests"
+        self.timescape_bucket = f"{ns}_timescape"
+        self.config_bucket = f"{ns}_config"
+        self.packages_bucket = f"{ns}_packages"
+        self.changes_stream = f"{ns}_CHANGES"
+        self.change_all = f"{ns}.change.>"
         self.bodies_bucket = f"{ns}_bodies"
 
     def req(self, priority: int, shard: int = 0) -> str:
@@ -177,6 +182,10 @@ class Subjects:
             pool: whose it was: `-` when nobody's yet; of a topic's event the group, as `group_name` writes it.
         """
         return f"{self.namespace}.dead.{stage}.{pool}"
+
+    def change(self, app: str, handler: str) -> str:
+        """The change log of one handler's versions."""
+        return f"{self.namespace}.change.{token(app, 'app')}.{token(handler, 'handler')}"
 
     def app_bucket(self, name: str) -> str:
         """The key-value bucket behind `gctx.buckets[name]`."""

@@ -1,0 +1,234 @@
+"""Several versions of one package at once, on a whole fabric."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gati_core.fabric import open_fabric
+from gati_core.timescape import (
+    Registry,
+    Timeline,
+    fabric_registry,
+    fabric_usage,
+    with_deprecation,
+    with_status,
+    with_tag,
+)
+from tests.helpers.processes import PACKAGES, FabricUnderTest, running_fabric
+from tests.helpers.waiting import eventually
+
+OLD = {"x-gati-version": "v1"}
+HANDLERS = ("add", "replace", "same", "left")
+
+
+class Versioned:
+    """A fabric with two versions of one package, each in a worker of its own."""
+
+    def __init__(self, fabric: FabricUnderTest, client: httpx.AsyncClient, registry: Registry) -> None:
+        self.fabric = fabric
+        self.client = client
+        self.registry = registry
+        self.first = fabric.workers[0]
+
+    async def timeline(self, handler: str) -> Timeline:
+        return await self.registry.timeline("priced", handler)
+
+    async def tag_newest(self, label: str) -> None:
+        for handler in HANDLERS:
+            tsv = (await self.timeline(handler)).versions[-1].tsv
+            await self.registry.change(
+                "priced", handler, lambda it, tsv=tsv: with_tag(it, tsv, label, now_ms=1, actor="test")
+            )
+
+    async def runs(self, method: str = "POST", **headers: str) -> str:
+        body = {"sku": "a", "price": "1.50"} if "x-gati-version" in headers else {"sku": "a", "cents": 150}
+        answer = await self.client.request(method, "/items", json=body, headers=headers)
+        return answer.headers.get("x-ran", str(answer.status_code))
+
+
+@pytest.fixture
+async def versioned(tmp_path: Path) -> AsyncIterator[Versioned]:
+    # Under one name, as two releases of a package have it.
+    for folder, source in (("one", "priced_one_app.py"), ("two", "priced_two_app.py")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "priced_app.py").write_text((PACKAGES / source).read_text())
+    one, two = (str(tmp_path / folder / "priced_app.py") for folder in ("one", "two"))
+    environment = {"GATI_ROUTER_USAGE_EVERY_S": "0.2", "GATI_WORKER_HEALTH_EVERY_S": "0.2"}
+    async with (
+        running_fabric(tmp_path, packages=[one], routers=2, environment=environment) as fabric,
+        fabric.client() as client,
+        open_fabric(fabric.settings, name="test") as inside,
+    ):
+        it = Versioned(fabric, client, fabric_registry(inside))
+        await it.tag_newest("v1")
+        fabric.start_worker(two)
+
+        async def has_arrived() -> bool:
+            return await it.runs() == "two"
+
+        await eventually(has_arrived, within_s=20)
+        await it.tag_newest("v2")
+        yield it
+
+
+async def test_without_a_version_the_newest_runs_and_the_answer_says_which(versioned: Versioned) -> None:
+    answer = await versioned.client.get("/same")
+
+    newest = (await versioned.timeline("same")).newest
+    assert newest is not None
+    assert answer.text == newest.tsv
+    assert (answer.headers["x-gati-version"], answer.headers["x-gati-version-source"]) == (newest.tsv, "latest")
+    assert "x-gati-handler-version" not in answer.headers
+
+
+async def test_an_unchanged_handler_keeps_its_version(versioned: Versioned) -> None:
+    assert [len((await versioned.timeline(each)).versions) for each in HANDLERS] == [2, 2, 1, 2]
+
+
+async def test_an_old_client_is_translated_both_ways_and_the_handler_knows(versioned: Versioned) -> None:
+    answer = await versioned.client.post("/items", json={"sku": "a", "price": "1.50"}, headers=OLD)
+
+    first, second = (await versioned.timeline("add")).versions
+    assert (answer.status_code, answer.json()) == (201, {"sku": "a", "price": "1.50"})
+    assert answer.headers["x-ran"] == "two"
+    assert answer.headers["x-chain"] == "v1 1 tag True"
+    assert answer.headers["x-gati-version"] == first.tsv
+    assert answer.headers["x-gati-handler-version"] == second.tsv
+    assert second.breaking
+
+
+async def test_an_old_client_is_told_its_mistakes_in_the_words_of_its_own_version(versioned: Versioned) -> None:
+    answer = await versioned.client.post("/items", json={"sku": "a", "cents": 3}, headers=OLD)
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "request.invalid_body")
+    assert [error["path"] for error in answer.json()["errors"]] == ["price"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize("price", ["free", "hang"])
+async def test_where_a_request_cannot_be_translated_the_old_version_runs(
+    versioned: Versioned, method: str, price: str
+) -> None:
+    answer = await versioned.client.request(method, "/items", json={"sku": "a", "price": price}, headers=OLD)
+
+    first, _ = (await versioned.timeline("add" if method == "POST" else "replace")).versions
+    assert (answer.json(), answer.headers["x-ran"]) == ({"sku": "a", "price": price}, "one")
+    assert answer.headers["x-gati-version"] == first.tsv
+    assert "x-gati-handler-version" not in answer.headers
+
+
+async def test_where_an_answer_cannot_be_translated_only_what_may_run_twice_does(versioned: Versioned) -> None:
+    item = {"sku": "a", "price": "666"}
+
+    once = await versioned.client.post("/items", json=item, headers=OLD)
+    again = await versioned.client.put("/items", json=item, headers=OLD)
+
+    assert (once.status_code, once.json()["code"]) == (500, "version.transform_failed")
+    assert "no such price" not in once.text
+    assert (again.status_code, again.headers["x-ran"], again.json()) == (200, "one", item)
+
+
+async def test_with_the_old_version_gone_its_clients_are_still_served(versioned: Versioned) -> None:
+    versioned.first.kill()
+
+    async def is_gone() -> bool:
+        answer = await versioned.client.post("/items", json={"sku": "a", "price": "free"}, headers=OLD)
+        return answer.status_code == 500 and answer.json()["code"] == "version.transform_failed"
+
+    await eventually(is_gone, within_s=15)  # nothing to fall back to
+    assert await versioned.runs(**OLD) == "two"
+
+
+async def test_breaking_changes_without_a_transformer_leave_it_to_the_header(versioned: Versioned) -> None:
+    newest = await versioned.client.get("/left")
+    old = await versioned.client.get("/left", headers=OLD)
+    by_query = await versioned.client.get(
+        "/left", params={"version": "v1", "page": "2"}, headers={"x-gati-version": "v2"}
+    )
+
+    assert (newest.json(), old.text, by_query.text) == ({"ran": "two"}, "one", "one")
+    assert by_query.headers["x-gati-version-source"] == "tag"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "code"),
+    [
+        ("v9", 404, "version.tag_not_found"),
+        ("tsv:1-left-077", 404, "version.not_found"),
+        ("1000000000", 404, "version.not_found"),
+        ("tsv:nonsense", 400, "version.invalid_format"),
+        ("a b", 400, "version.invalid_format"),
+        ("2025-13-45T00:00:00Z", 400, "version.invalid_timestamp"),
+        ("12345678901", 400, "version.invalid_timestamp"),
+    ],
+)
+async def test_versions_that_cannot_be_had_are_refused(
+    versioned: Versioned, asked: str, status: int, code: str
+) -> None:
+    answer = await versioned.client.get("/left", headers={"x-gati-version": asked})
+
+    problem: dict[str, Any] = answer.json()
+    assert (answer.status_code, problem["code"]) == (status, code)
+    assert (status == 400) or problem["available"][:2] == ["v1", "v2"]
+
+
+async def test_what_operators_change_is_seen_by_every_router(versioned: Versioned) -> None:
+    first, second = (await versioned.timeline("left")).versions
+    soon = int(time.time()) + 86_400
+
+    await versioned.registry.change(
+        "priced",
+        "left",
+        lambda it: with_deprecation(it, first.tsv, since_s=1_700_000_000, sunset_s=soon, now_ms=1, actor="t"),
+    )
+    await versioned.registry.change(
+        "priced", "left", lambda it: with_status(it, second.tsv, "deactivated", now_ms=1, actor="t", force=True)
+    )
+
+    async def have_all_seen() -> bool:
+        answers = [await versioned.client.get("/left") for _ in range(8)]
+        return all(
+            answer.text == "one" and answer.headers.get("deprecation") == "@1700000000" and "sunset" in answer.headers
+            for answer in answers
+        )
+
+    await eventually(have_all_seen, within_s=5)
+    gone = await versioned.client.get("/left", headers={"x-gati-version": "v2"})
+    assert (gone.status_code, gone.json()["code"]) == (404, "version.not_found")
+
+
+@pytest.mark.prop(7)
+async def test_an_unhealthy_version_gets_no_traffic(versioned: Versioned) -> None:
+    assert (await versioned.client.post("/fall-ill")).text == "cough"
+
+    async def has_moved() -> bool:
+        return (await versioned.client.get("/left")).text == "one"
+
+    await eventually(has_moved, within_s=10)
+    answers = [await versioned.client.get("/left") for _ in range(20)]
+    assert {answer.text for answer in answers} == {"one"}
+    pinned = await versioned.client.get("/left", headers={"x-gati-version": "v2"})
+    assert (pinned.status_code, pinned.json()["code"]) == (503, "route.no_live_worker")
+
+
+async def test_all_routers_count_what_each_version_is_asked_for(versioned: Versioned) -> None:
+    for _ in range(12):
+        await versioned.client.get("/left")
+    for _ in range(8):
+        await versioned.client.get("/left", headers=OLD)
+
+    first, second = (await versioned.timeline("left")).versions
+    async with open_fabric(versioned.fabric.settings, name="test") as inside:
+        usage = fabric_usage(inside)
+
+        async def is_counted() -> bool:
+            counted = await usage.read("priced", "left")
+            return (counted.of(first.tsv).total, counted.of(second.tsv).total) == (8, 12)
+
+        await eventually(is_counted, within_s=5)
