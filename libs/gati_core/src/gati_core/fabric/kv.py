@@ -197,6 +197,8 @@ class KvView:
         self._prefix = len(f"$KV.{bucket}.")
         self._on_change = on_change
         self._entries: dict[str, Entry] = {}
+        self.generation = 0
+        """Grows whenever an entry changes: whoever has worked something out of them sees whether it still holds."""
         self._loading: dict[str, Entry] | None = None
         self._subscription: Subscription | None = None
         self._consumer = ""
@@ -340,6 +342,7 @@ class KvView:
             known = target.get(key)
             target[key] = Entry(key, data, revision)
         if self._loading is None:
+            self.generation += 1
             self._confirmed_at = self._heard_at
             if not is_gone or known is not None:
                 self._changed(key, None if is_gone else data)
@@ -349,6 +352,7 @@ class KvView:
     def _finish_loading(self) -> None:
         fresh, self._loading = self._loading or {}, None
         before, self._entries = self._entries, fresh
+        self.generation += 1
         for key in before.keys() - fresh.keys():
             self._changed(key, None)
         for key, entry in fresh.items():

@@ -18,12 +18,18 @@ class FabricBackend:
 
     def __init__(self, bucket: KvBucket, view: KvView) -> None:
         self._bucket = bucket
+        self._view = view
         self.get = view.get
         self.entries = view.entries
         self.newest = bucket.get
         self.create = bucket.create
         self.update = bucket.update
         self.delete = bucket.delete
+
+    @property
+    def generation(self) -> int:
+        """Grows with every change."""
+        return self._view.generation
 
     async def history(self, key: str) -> list[Revision]:
         """The last revisions of a key, oldest first."""
@@ -43,6 +49,8 @@ class WritingBackend:
     def __init__(self, bucket: KvBucket) -> None:
         self._bucket = bucket
         self._written: dict[str, Entry] = {}
+        self.generation = 0
+        """Grows with every change."""
         self.newest = bucket.get
         self.delete = bucket.delete
 
@@ -68,6 +76,7 @@ class WritingBackend:
 
     def _note(self, key: str, value: bytes, revision: int) -> int:
         self._written[key] = Entry(key, value, revision)
+        self.generation += 1
         return revision
 
 
@@ -78,6 +87,11 @@ class MemoryBackend:
         self._entries: dict[str, Entry] = {}
         self._history: dict[str, list[Revision]] = {}
         self._revision = 0
+
+    @property
+    def generation(self) -> int:
+        """Grows with every change."""
+        return self._revision
 
     def get(self, key: str) -> Entry | None:
         """The key's entry."""

@@ -31,6 +31,7 @@ T = TypeVar("T")
 MAX_DOCUMENT_BYTES = 512_000
 _ATTEMPTS = 20
 _SEEN_WITHIN_S = 5.0
+_MAX_PREFIXES = 10_000
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +52,10 @@ class StoreBackend(Protocol):
 
     def entries(self) -> Iterator[Entry]:
         """All keys as last seen."""
+
+    @property
+    def generation(self) -> int:
+        """Grows with every change of what `get` and `entries` show."""
 
     async def newest(self, key: str) -> Entry | None:
         """The key as it is; asks whoever keeps it."""
@@ -96,6 +101,9 @@ class ManifestStore:
         self._decoded: dict[str, tuple[int, Any]] = {}
         """By key: the revision that was decoded, and what it was; None for what cannot be read."""
         self._unreadable: dict[str, str] = {}
+        self._keys: dict[str, list[str]] = {}
+        """By beginning, the keys that have it, in order; as of `_keys_at`."""
+        self._keys_at = -1
 
     # -- handlers ---------------------------------------------------------------------------------
 
@@ -114,8 +122,8 @@ class ManifestStore:
             await self._create(key, stored)
         except KeyConflict:
             known = await self._newest(key, HandlerManifest)
-            if known is not None and not known.version and known.fingerprint == stored.fingerprint:
-                return known  # the same behaviour, perhaps from other lines of its file
+            if known is not None and _without_places(known) == _without_places(stored):
+                return known  # the same behaviour, from other lines of its file
             if known is None or known.hash != stored.hash:
                 raise AlreadyStored(
                     f"handler {app}:{manifest.id} of version {version_of(manifest)} is stored with other content"
@@ -308,7 +316,14 @@ class ManifestStore:
         return value
 
     def _all(self, prefix: str, kind: type[T]) -> list[T]:
-        keys = sorted(entry.key for entry in self._backend.entries() if entry.key.startswith(prefix))
+        if self._keys_at != self._backend.generation:
+            self._keys, self._keys_at = {}, self._backend.generation
+        keys = self._keys.get(prefix)
+        if keys is None:
+            keys = sorted(entry.key for entry in self._backend.entries() if entry.key.startswith(prefix))
+            if len(self._keys) >= _MAX_PREFIXES:
+                self._keys.clear()
+            self._keys[prefix] = keys
         return [value for key in keys if (value := self._cached(key, kind)) is not None]
 
     def _read(self, entry: Entry, kind: type[T]) -> T | None:
@@ -354,6 +369,12 @@ class ManifestStore:
                 await anyio.sleep(0.001)
         if limit.cancelled_caught:
             log.warning("store_view_behind", key=key, revision=revision)
+
+
+def _without_places(manifest: HandlerManifest) -> HandlerManifest:
+    """What a handler does, wherever it stands and whatever is said about it."""
+    hooks = [msgspec.structs.replace(hook, source=None) for hook in manifest.hooks]
+    return msgspec.structs.replace(manifest, source="", summary="", hooks=hooks, hash="", created_ms=0)
 
 
 def _short(version: str) -> str:
