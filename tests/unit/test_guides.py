@@ -158,6 +158,7 @@ def test_the_table_of_errors_has_every_error_that_a_client_can_see() -> None:
         "PackageError",
         # They end the start of a process.
         *("SettingsError", "RegistrationError", "UnsupportedType", "ConfigInvalid", "StartupFailed"),
+        "SchemaError",
     }
 
 

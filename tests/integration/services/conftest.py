@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from gati_core.fabric import Fabric, open_fabric
+from tests.helpers.postgres import Postgres, running_postgres
 from tests.helpers.processes import FabricUnderTest, running_fabric
 
 StartFabric = Callable[..., AbstractAsyncContextManager[FabricUnderTest]]
@@ -52,3 +53,10 @@ def start(tmp_path: Path) -> StartFabric:
         return running_fabric(tmp_path, **options)
 
     return begin
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for the session; every test makes a database of its own."""
+    with running_postgres() as server:
+        yield server

@@ -591,3 +591,10 @@ class StartupFailed(GatiError):
     """A start-up hook failed, so the process does not start; the message names the hook."""
 
     code = "lifecycle.startup_failed"
+
+
+class SchemaError(GatiError):
+    """A database schema cannot be migrated, so the package that uses it does not start; says what, where and how to
+    go on, without the database's password."""
+
+    code = "schema.failed"

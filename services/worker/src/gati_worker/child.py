@@ -38,12 +38,16 @@ class Child:
         self.is_leaving = False
 
     @classmethod
-    async def spawn(cls) -> Child:
-        """Start a child that imports what it will need and then waits for its assignment."""
+    async def spawn(cls, *, python: Path | None = None) -> Child:
+        """Start a child that imports what it will need and then waits for its assignment.
+
+        Args:
+            python: the interpreter of a prepared environment; the worker's own otherwise.
+        """
         read_fd, write_fd = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                str(python or sys.executable),
                 "-m",
                 "gati_worker.runner",
                 stdin=asyncio.subprocess.PIPE,
@@ -86,9 +90,12 @@ class Child:
                 self._process.stdin.write(msgspec.json.encode(assignment) + b"\n")
                 await self._process.stdin.drain()
             with anyio.move_on_after(settings.ready_within_s) as limit:
-                line = await self._status.readline()
-                if line:
-                    status = msgspec.json.decode(line, type=Status)
+                while line := await self._status.readline():
+                    said = msgspec.json.decode(line, type=Status)
+                    if said.event != "preparing":
+                        status = said
+                        break
+                    limit.deadline = anyio.current_time() + said.within_s + settings.ready_within_s
             if limit.cancelled_caught:
                 status.error = f"the worker was not ready within {settings.ready_within_s:g} s (does an import hang?)"
         except (OSError, msgspec.DecodeError) as exc:

@@ -41,6 +41,7 @@ from gati_core.wire import StoredRun, TraceRecord, encode
 from gati_worker.duties import ProcessDuties, first_config
 from gati_worker.execution import Executor
 from gati_worker.ledger import CrashLedger
+from gati_worker.schemas import activate_schemas, schema_user
 from gati_worker.settings import WorkerSettings
 from gati_worker.watchdog import known_code, open_watchdog
 
@@ -65,13 +66,15 @@ class Assignment(msgspec.Struct, kw_only=True):
 class Status(msgspec.Struct, kw_only=True):
     """What a child tells its supervisor."""
 
-    event: Literal["ready", "failed", "worn_out"]
+    event: Literal["ready", "failed", "worn_out", "preparing"]
     pool: str = ""
     worker: str = ""
     routes: list[str] = []
     error: str = ""
     where: str = ""
     excerpt: str = ""
+    within_s: float = 0.0
+    """When it is preparing: what it may still need for that, beside the usual."""
 
 
 class Runner:
@@ -87,6 +90,8 @@ class Runner:
         settings: WorkerSettings,
         fabric: Fabric,
         ledger: CrashLedger,
+        environ: Mapping[str, str],
+        on_progress: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self.app = app
         self.pool = pool
@@ -97,6 +102,8 @@ class Runner:
         self._settings = settings
         self._fabric = fabric
         self._ledger = ledger
+        self._environ = environ
+        self._on_progress = on_progress
         self._started_ms = time.time_ns() // 1_000_000
         self._manifest = PoolManifest(app=app.name, pool=pool, version=spec.version, handlers=[])
         self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
@@ -121,9 +128,18 @@ class Runner:
         """Prepare buckets and consumers, begin to pull, and announce this worker.
 
         Raises:
-            GatiError: the broker or the topology does not allow it.
+            GatiError: the broker or the topology does not allow it, or a schema of a database cannot be migrated.
         """
         subjects, connection = self._fabric.subjects, self._fabric.connection
+        # First of all: start-up hooks use the databases.
+        await activate_schemas(
+            self._fabric,
+            self.app,
+            user=schema_user(self._spec, self.app.name, self.pool),
+            actor=f"worker:{self.id}",
+            environ=self._environ,
+            on_progress=self._on_progress,
+        )
         handlers = [handler.manifest for handler in self.app.handlers.values()]
         buckets = {}
         for name in self.app.buckets:
@@ -370,6 +386,10 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
             fabric=fabric,
             ledger=ledger,
             worker_id=assignment.worker,
+            environ=os.environ,
+            on_progress=lambda seconds: _tell(
+                assignment.status_fd, Status(event="preparing", pool=pool, within_s=seconds)
+            ),
         )
         await runner.start()
         settle_garbage_collector()

@@ -341,7 +341,7 @@ class _Hosted:
 
 
 def source_filter(root: Path, *, is_file: bool) -> Callable[[watchfiles.Change, str], bool]:
-    """What counts as a change of the package at `root`: its Python files and its `pyproject.toml`.
+    """What counts as a change of the package at `root`: its Python files, its migrations and its `pyproject.toml`.
 
     Hidden directories below the root do not count; where the root itself lies does not matter.
     """
@@ -350,7 +350,7 @@ def source_filter(root: Path, *, is_file: bool) -> Callable[[watchfiles.Change, 
         file = Path(path)
         if is_file:
             return file == root
-        if file.name != "pyproject.toml" and file.suffix != ".py":
+        if file.name != "pyproject.toml" and file.suffix not in (".py", ".sql"):
             return False
         inside = file.relative_to(root).parts if file.is_relative_to(root) else file.parts[-1:]
         return not any(part.startswith(".") or part in ("__pycache__", "node_modules") for part in inside)

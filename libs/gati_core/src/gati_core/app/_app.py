@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -30,6 +32,7 @@ from gati_core.lifecycle import (
     check_parameters,
 )
 from gati_core.manifests import METHODS, HandlerManifest, Method, Policies, UnknownFields
+from gati_core.schemas import SCRIPT_TIMEOUT_S, DbSchema
 from gati_core.wire import WEBSOCKET, DeliveryMode, token
 
 log = structlog.get_logger(__name__)
@@ -145,6 +148,7 @@ class App(HookRegistrar):
         self._middleware: list[Middleware] = []
         self._subscribers: list[TopicHandler] = []
         self._transformers: list[Transformer] = []
+        self._db_schemas: list[DbSchema] = []
         self.lifecycle = ProcessLifecycle()
         """What runs when a worker process starts, leaves, is asked how it is, or is short of memory."""
         self.on_startup = self.lifecycle.on_startup
@@ -305,6 +309,53 @@ class App(HookRegistrar):
     def transformers(self) -> tuple[Transformer, ...]:
         """Those that are declared."""
         return tuple(self._transformers)
+
+    def db_schema(
+        self,
+        name: str,
+        *,
+        url: str,
+        migrations: str | Path = "migrations/",
+        compatible_with: Sequence[str] = (),
+        timeout_s: float = SCRIPT_TIMEOUT_S,
+    ) -> DbSchema:
+        """Declare a version of a database schema that the package uses; its migrations run before the package starts.
+
+        Args:
+            name: of this version of the schema, for example `schema_v42`.
+            url: of the database, or `env:NAME` for the environment variable that holds it.
+            migrations: directory of yoyo migrations, relative to the module that calls this.
+            compatible_with: schemas whose users can also work with this one.
+            timeout_s: for each migration.
+        Raises:
+            RegistrationError: with the reason, and file and line of the call.
+        """
+        caller = sys._getframe(1)
+        file = str(caller.f_globals.get("__file__") or caller.f_code.co_filename)
+        where = f"{file}:{caller.f_lineno}"
+        label = f"db_schema {name!r} ({where})"
+        given: Any = migrations
+        if not isinstance(given, str | Path) or not str(given):
+            raise RegistrationError(f"{label}: migrations must be the path of a directory, not {migrations!r}")
+        taken = next((each for each in self._db_schemas if each.name == name), None)
+        if taken is not None:
+            raise RegistrationError(f"{label}: a schema of this name is declared at {taken.where}")
+        declared = DbSchema(
+            app=self.name,
+            name=name,
+            url=url,
+            directory=Path(file).resolve().parent / migrations,
+            compatible_with=compatible_with,
+            timeout_s=timeout_s,
+            where=where,
+        )
+        self._db_schemas.append(declared)
+        return declared
+
+    @property
+    def db_schemas(self) -> tuple[DbSchema, ...]:
+        """Those that are declared, in the order in which they are activated."""
+        return tuple(self._db_schemas)
 
     def bucket(self, name: str) -> str:
         """Declare a durable key-value bucket; handlers reach it as `gctx.buckets[name]`."""
