@@ -29,7 +29,11 @@ RUN uv pip install --quiet --no-deps ./services/router && uv pip check
 FROM build AS build-worker
 COPY services/worker services/worker
 COPY examples examples
-RUN uv pip install --quiet --no-deps ./services/worker ./examples/hello ./examples/live ./examples/shop && uv pip check
+# A worker makes the environments of published packages with uv itself: the same uv, by the same hashes.
+RUN uv pip install --quiet --no-deps --require-hashes -r /tmp/uv.txt \
+    && uv pip install --quiet --no-deps ./services/worker ./examples/hello ./examples/live ./examples/shop \
+    && uv pip check \
+    && mkdir /var/cache/gati
 
 FROM python:3.13-slim AS service
 RUN groupadd --gid 10001 gati \
@@ -54,7 +58,9 @@ ENTRYPOINT ["python", "-m", "gati_router"]
 
 FROM service AS worker
 COPY --from=build-worker /opt/gati /opt/gati
-ENV GATI_WORKER_HEALTH_FILE=/tmp/healthy
+# For the environments of published packages. A volume here spares a new container from making them again.
+COPY --from=build-worker --chown=gati:gati /var/cache/gati /var/cache/gati
+ENV GATI_WORKER_HEALTH_FILE=/tmp/healthy GATI_WORKER_CACHE_DIR=/var/cache/gati
 HEALTHCHECK --interval=10s --timeout=3s --retries=3 --start-period=30s --start-interval=1s \
     CMD ["python", "-m", "gati_worker.health"]
 ENTRYPOINT ["python", "-m", "gati_worker"]

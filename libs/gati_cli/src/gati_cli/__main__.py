@@ -10,8 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from gati_cli._app import Surroundings, app
+from gati_cli._app import app
 from gati_cli._errors import CliError
+from gati_cli._options import Surroundings
 
 
 def main() -> None:

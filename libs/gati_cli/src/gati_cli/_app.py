@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +9,8 @@ from typing import Annotated
 import typer
 
 from gati_cli._errors import CliError
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """Where the command runs; read once in `__main__`."""
-
-    environ: dict[str, str]
-    directory: Path
-
+from gati_cli._options import Json, NatsUrl, Surroundings
+from gati_cli._version_commands import current_actor, rollout, versions
 
 app = typer.Typer(
     name="gati",
@@ -37,15 +29,8 @@ dead = typer.Typer(
 )
 app.add_typer(dead, name="dead")
 
-NatsUrl = Annotated[
-    str,
-    typer.Option(
-        "--nats-url",
-        metavar="URL",
-        help="The broker. Otherwise GATI_NATS_URL, the `gati dev` of this directory, or nats://127.0.0.1:4222.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+app.add_typer(versions, name="versions")
+app.add_typer(rollout, name="rollout")
 
 
 def _print_version(wanted: bool) -> None:
@@ -174,6 +159,65 @@ def generate(
 
     around: Surroundings = context.obj
     raise typer.Exit(run_generate(kind, packages or [], around.directory, output, check=check, watch=watch))
+
+
+@app.command()
+def build(
+    context: typer.Context,
+    project: Annotated[
+        Path, typer.Argument(metavar="[PROJECT]", help="A directory with pyproject.toml; the current one by default.")
+    ] = Path(),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the wheel goes.")] = Path("dist"),
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use no network: take the build backend from uv's cache or from here.")
+    ] = False,
+    find_links: Annotated[
+        Path | None, typer.Option("--find-links", metavar="DIR", help="A directory with wheels of build backends.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build a project's wheel, check what is in it as `gati check` does, and write its manifest into it.
+
+    The same project gives the same bytes. Exit code 1 if it cannot be built or anything is wrong with it; then
+    no wheel is written.
+    """
+    from gati_cli.build import build as run_build
+
+    around: Surroundings = context.obj
+    run_build(project, around.directory, output, offline=offline, find_links=find_links, as_json=as_json)
+
+
+@app.command()
+def publish(
+    context: typer.Context,
+    wheels: Annotated[list[Path], typer.Argument(metavar="WHEEL...", help="What `gati build` wrote into dist/.")],
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="Go on although clients break: theirs stays the old version.")
+    ] = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is kept with the package.")] = "",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until a worker serves it.")] = True,
+    within: Annotated[float, typer.Option(min=1, max=3600, metavar="SECONDS", help="How long to wait.")] = 60.0,
+    nats_url: NatsUrl = "",
+    as_json: Json = False,
+) -> None:
+    """Publish wheels into a running fabric: its workers fetch them, and serve them beside what runs.
+
+    A change that breaks clients and has no transformer is refused. What does not start changes nothing for anybody.
+    """
+    from gati_cli.publish import publish as run_publish
+    from gati_cli.target import find_target
+
+    around: Surroundings = context.obj
+    run_publish(
+        find_target(nats_url, around.environ, around.directory),
+        [around.directory / wheel for wheel in wheels],
+        actor=current_actor(),
+        reason=reason,
+        keep_old=keep_old,
+        wait=wait,
+        within_s=within,
+        as_json=as_json,
+    )
 
 
 @app.command()

@@ -34,6 +34,17 @@ class SideEffect(msgspec.Struct, frozen=True, kw_only=True):
     """`file:line` of the package's own code that led to it."""
 
 
+class TransformerFact(msgspec.Struct, frozen=True, kw_only=True):
+    """A transformer that a package brings along."""
+
+    handler: str
+    from_version: str
+    to_version: str = ""
+    """The version that the package itself brings where it is empty."""
+    name: str = ""
+    """Of its functions, in the package's own code."""
+
+
 class PackageReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a package offers: all of it, types included. `gati check --json` prints it."""
 
@@ -47,6 +58,8 @@ class PackageReport(msgspec.Struct, frozen=True, kw_only=True):
     schemas: dict[str, Document]
     """By fingerprint; manifests refer to them."""
     buckets: list[str] = []
+    transformers: list[TransformerFact] = []
+    """In the order of their declaration."""
     side_effects: list[SideEffect] = []
 
 
@@ -67,6 +80,12 @@ def report_on(app: App, *, version: str = "", target: str = "") -> PackageReport
         handlers=[handler.manifest for handler in handlers],
         schemas={name: document for handler in handlers for name, document in handler.documents_by_name()},
         buckets=list(app.buckets),
+        transformers=[
+            TransformerFact(
+                handler=each.handler, from_version=each.from_version, to_version=each.to_version, name=each.name
+            )
+            for each in app.transformers
+        ],
     )
 
 

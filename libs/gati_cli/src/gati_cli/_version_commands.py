@@ -1,0 +1,236 @@
+"""The commands `gati versions …` and `gati rollout …` and their help texts."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from gati_cli._options import Json, NatsUrl, Surroundings
+from gati_cli.target import Target
+
+versions = typer.Typer(
+    help="Versions of handlers: which there are, their tags, and which of them end.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+rollout = typer.Typer(
+    help="Which version those get who ask for none: the newest, or a share of the callers another one.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Handler = Annotated[
+    str, typer.Argument(metavar="HANDLER", help="`app:handler`, or the handler alone where one app has it.")
+]
+Version = Annotated[
+    str, typer.Argument(metavar="VERSION", help="A tag, a TSV, a semantic version, a time, or `newest`.")
+]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is kept in the change log.")]
+Force = Annotated[bool, typer.Option("--force", help="Also a version that a tag protects, or the newest one.")]
+
+
+def _target(context: typer.Context, nats_url: str) -> Target:
+    from gati_cli.target import find_target
+
+    around: Surroundings = context.obj
+    return find_target(nats_url, around.environ, around.directory)
+
+
+def current_actor() -> str:
+    """Who changes something, for the change log."""
+    try:
+        return f"user:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return "user:unknown"  # a container may run under a number that has no name
+
+
+@versions.command("list")
+def list_versions(
+    context: typer.Context,
+    handler: Annotated[str, typer.Argument(metavar="[HANDLER]", help="Of this handler alone.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Also those that are deactivated.")] = False,
+    nats_url: NatsUrl = "",
+    as_json: Json = False,
+) -> None:
+    """List the versions of all handlers, the newest first, with their status, tags and requests."""
+    from gati_cli import versions as run
+
+    run.list_versions(_target(context, nats_url), handler, everything=everything, as_json=as_json)
+
+
+@versions.command()
+def show(
+    context: typer.Context, handler: Handler, version: Version, nats_url: NatsUrl = "", as_json: Json = False
+) -> None:
+    """Show one version: what it is, who uses it, whether it breaks clients, and what happened to it."""
+    from gati_cli import versions as run
+
+    run.show(_target(context, nats_url), handler, version, as_json=as_json)
+
+
+@versions.command()
+def tag(
+    context: typer.Context,
+    handler: Handler,
+    version: Version,
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="1 to 64 letters, digits and . _ + - are.")],
+    nats_url: NatsUrl = "",
+) -> None:
+    """Give a version a name that clients can ask for. `stable`, `production` and `latest` protect it."""
+    from gati_cli import versions as run
+
+    run.tag(_target(context, nats_url), handler, version, label, actor=current_actor())
+
+
+@versions.command()
+def untag(
+    context: typer.Context,
+    handler: Handler,
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="As `gati versions list` shows it.")],
+    nats_url: NatsUrl = "",
+) -> None:
+    """Take a tag off its version."""
+    from gati_cli import versions as run
+
+    run.untag(_target(context, nats_url), handler, label, actor=current_actor())
+
+
+@versions.command()
+def diff(
+    context: typer.Context,
+    handler: Handler,
+    old: Version,
+    new: Annotated[str, typer.Argument(metavar="VERSION", help="Compared with it; the newest by default.")] = "newest",
+    as_json: Json = False,
+    nats_url: NatsUrl = "",
+) -> None:
+    """Compare two versions of a handler. Exit code 1 if the change breaks clients."""
+    from gati_cli import versions as run
+
+    raise typer.Exit(run.diff(_target(context, nats_url), handler, old, new, as_json=as_json))
+
+
+@versions.command()
+def deactivate(
+    context: typer.Context,
+    handler: Handler,
+    version: Version,
+    reason: Reason = "",
+    force: Force = False,
+    nats_url: NatsUrl = "",
+) -> None:
+    """End a version: routers send it nothing any more. Its clients get what the versioning guide says."""
+    from gati_cli import versions as run
+
+    run.deactivate(_target(context, nats_url), handler, version, actor=current_actor(), reason=reason, force=force)
+
+
+@versions.command()
+def reactivate(
+    context: typer.Context, handler: Handler, version: Version, reason: Reason = "", nats_url: NatsUrl = ""
+) -> None:
+    """Take a deactivated version back; it serves as soon as a worker runs it."""
+    from gati_cli import versions as run
+
+    run.reactivate(_target(context, nats_url), handler, version, actor=current_actor(), reason=reason)
+
+
+@versions.command()
+def keep(
+    context: typer.Context,
+    handler: Handler,
+    version: Version,
+    undo: Annotated[bool, typer.Option("--undo", help="Leave it to the sweep again.")] = False,
+    nats_url: NatsUrl = "",
+) -> None:
+    """Keep a version, however little it is used."""
+    from gati_cli import versions as run
+
+    run.keep(_target(context, nats_url), handler, version, actor=current_actor(), wanted=not undo)
+
+
+@versions.command("log")
+def show_log(
+    context: typer.Context,
+    handler: Annotated[str, typer.Argument(metavar="[HANDLER]", help="Of this handler alone.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, the last ones.")] = 20,
+    nats_url: NatsUrl = "",
+    as_json: Json = False,
+) -> None:
+    """Show what was changed, by whom and why, the oldest first."""
+    from gati_cli import versions as run
+
+    run.show_log(_target(context, nats_url), handler, limit=limit, as_json=as_json)
+
+
+@versions.command()
+def sweep(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
+    nats_url: NatsUrl = "",
+    as_json: Json = False,
+) -> None:
+    """Classify all versions by their use now, and end those that are hardly used, as routers do once an hour.
+
+    The policy is read from GATI_SWEEP_* as routers read it.
+    """
+    from gati_cli import versions as run
+
+    around: Surroundings = context.obj
+    run.sweep(_target(context, nats_url), around.environ, dry_run=dry_run, as_json=as_json)
+
+
+@rollout.command("show")
+def show_rollout(context: typer.Context, handler: Handler, nats_url: NatsUrl = "", as_json: Json = False) -> None:
+    """Show who gets which version."""
+    from gati_cli import rollout as run
+
+    run.show(_target(context, nats_url), handler, as_json=as_json)
+
+
+@rollout.command("all")
+def to_all(context: typer.Context, handler: Handler, nats_url: NatsUrl = "") -> None:
+    """Everybody gets the newest version, at once."""
+    from gati_cli import rollout as run
+
+    run.to_all(_target(context, nats_url), handler, actor=current_actor())
+
+
+@rollout.command()
+def pin(context: typer.Context, handler: Handler, version: Version, nats_url: NatsUrl = "") -> None:
+    """Everybody gets this version, whatever is newer. A tag stays a tag: it may be moved later."""
+    from gati_cli import rollout as run
+
+    run.pin(_target(context, nats_url), handler, version, actor=current_actor())
+
+
+@rollout.command()
+def canary(
+    context: typer.Context,
+    handler: Handler,
+    version: Version,
+    percent: Annotated[float, typer.Option(min=0, max=100, help="Share of the callers; the same ones each time.")],
+    baseline: Annotated[str, typer.Option(metavar="VERSION", help="What the others get. By default its parent.")] = "",
+    nats_url: NatsUrl = "",
+) -> None:
+    """A share of the callers gets this version, the others the baseline."""
+    from gati_cli import rollout as run
+
+    run.canary(_target(context, nats_url), handler, version, baseline, percent=percent, actor=current_actor())
+
+
+@rollout.command()
+def weighted(
+    context: typer.Context,
+    handler: Handler,
+    shares: Annotated[
+        list[str], typer.Argument(metavar="VERSION=PERCENT...", help="What is left of 100 gets the newest.")
+    ],
+    nats_url: NatsUrl = "",
+) -> None:
+    """Share the callers among several versions."""
+    from gati_cli import rollout as run
+
+    run.weighted(_target(context, nats_url), handler, shares, actor=current_actor())
