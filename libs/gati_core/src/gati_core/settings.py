@@ -7,7 +7,7 @@ structs directly. This module imports `errors` only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -54,7 +54,7 @@ def from_env(cls: type[S], prefix: str, environ: Mapping[str, str], *, extra: Ma
     """Read a settings struct from `{prefix}*` variables.
 
     Args:
-        cls: the struct; field `max_in_flight` is read from `{prefix}MAX_IN_FLIGHT`.
+        cls: the struct; field `max_in_flight` is read from `{prefix}MAX_IN_FLIGHT`, a tuple from parts between commas.
         prefix: for example `GATI_WORKER_`.
         environ: the process environment.
         extra: further variables by full name → field, for names outside the prefix.
@@ -64,10 +64,12 @@ def from_env(cls: type[S], prefix: str, environ: Mapping[str, str], *, extra: Ma
     names = {prefix + name.upper(): name for name in cls.__struct_fields__}
     if extra:
         names.update(extra)
-    found: dict[str, str] = {}
+    lists = {field.name for field in msgspec.structs.fields(cls) if get_origin(field.type) is tuple}
+    found: dict[str, str | list[str]] = {}
     for variable, value in environ.items():
         if variable in names:
-            found[names[variable]] = value
+            name = names[variable]
+            found[name] = [part.strip() for part in value.split(",") if part.strip()] if name in lists else value
         elif variable.startswith(prefix):
             known = ", ".join(sorted(names))
             raise SettingsError(f"{variable} is not a setting; the settings are {known}")

@@ -33,11 +33,12 @@ from gati_core.errors import (
 from gati_core.fabric import DeliveryPort, Fabric, KvBucket, KvView, PublisherPort, PullConsumer
 from gati_core.fabric.topology import MAX_ATTEMPTS, REQ_ACK_WAIT_S
 from gati_core.manifests import RouterBeat
-from gati_core.timescape import UsageCounter, fabric_usage
+from gati_core.timescape import SweepPolicy, UsageCounter, fabric_usage
 from gati_core.wire import LANES, PROTOCOL, RoutingView, WorkItem, decode_cancel, decode_routing, encode, problem_reply
 from gati_router.advisories import AdvisoryMover
 from gati_router.catalogue import Catalogue
 from gati_router.settings import RouterSettings
+from gati_router.sweeping import RouterSweep
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +74,9 @@ class _Parked:
 class Router:
     """One router process. `start`, then `drain`."""
 
-    def __init__(self, *, settings: RouterSettings, fabric: Fabric, router_id: str) -> None:
+    def __init__(
+        self, *, settings: RouterSettings, fabric: Fabric, router_id: str, sweep: SweepPolicy | None = None
+    ) -> None:
         self._settings = settings
         self._fabric = fabric
         self._connection = fabric.connection
@@ -93,9 +96,16 @@ class Router:
         self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
         self._mover = AdvisoryMover(fabric)
         self._usage = UsageCounter(fabric_usage(fabric))
+        self._sweep = RouterSweep(
+            fabric,
+            sweep or SweepPolicy(),
+            router_id=router_id,
+            every_s=settings.sweep_every_s,
+            rollout_of=self.catalogue.rollout_of,
+        )
         self._is_draining = False
         self._beat_at = 0.0
-        self._counted_at = self._loop.time()
+        self._counted_at = self._swept_at = self._loop.time()
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -347,12 +357,18 @@ class Router:
         if now - self._counted_at > self._settings.usage_every_s:
             self._counted_at = now
             self._spawn(self._count())
+        if now - self._swept_at > self._sweep.looks_every_s and self._connection.is_up:
+            self._swept_at = now
+            self._spawn(self._look_for_old_versions())
         if now - self._beat_at > self._settings.heartbeat_s:
             self._beat_at = now
             self._spawn(self._beat())
 
     async def _count(self) -> None:
         await self._usage.flush()
+
+    async def _look_for_old_versions(self) -> None:
+        await self._sweep.run_if_due()
 
     async def _beat(self) -> None:
         self._beat_at = self._loop.time()

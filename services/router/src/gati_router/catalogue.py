@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-import msgspec
 import structlog
 
 from gati_core.errors import MalformedManifest, RouteNotFound
@@ -25,7 +24,7 @@ from gati_core.manifests import (
     parse_pool_manifest,
     pools_in_order,
 )
-from gati_core.timescape import Choice, Rollout, Timeline, read_timeline, rollout_names, timeline_names
+from gati_core.timescape import Choice, Rollout, Timeline, read_rollout, read_timeline, rollout_names, timeline_names
 from gati_core.wire import Principal, Subjects
 from gati_router.matching import RouteTable
 from gati_router.routes import Handler, Route, Target
@@ -199,12 +198,16 @@ class Catalogue:
             self._rollouts.pop(names, None)
         else:
             try:
-                self._rollouts[names] = msgspec.json.decode(value, type=Rollout)
-            except msgspec.DecodeError as exc:
+                self._rollouts[names] = read_rollout(key, value)
+            except MalformedManifest as exc:
                 self.malformed += 1
                 log.warning("rollout_refused", key=key, error=str(exc))
                 return
         self._refresh([names])
+
+    def rollout_of(self, app: str, handler: str) -> Rollout | None:
+        """How the traffic of a handler is shared now; None where nobody has said."""
+        return self._rollouts.get((app, handler))
 
     def expire(self) -> None:
         """Forget workers that have been silent too long. Call this now and then."""

@@ -23,6 +23,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Seconds between this router's own signs of life."""
     usage_every_s: Annotated[float, Meta(gt=0)] = 5.0
     """Seconds between two additions of what was counted for each version to what all routers have counted."""
+    sweep_every_s: Annotated[float, Meta(gt=0)] = 3600.0
+    """Seconds between two sweeps of versions, by all routers together; `GATI_SWEEP_*` says what ends."""
     health_file: str = ""
     """Touched with every heartbeat while healthy, for container health checks; none when empty."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -23,6 +23,7 @@ from gati_core.fabric import open_fabric
 from gati_core.observe import set_up_logging
 from gati_core.settings import FabricSettings, fabric_from_env, from_env
 from gati_worker.child import Child
+from gati_worker.published import PublishedPackages
 from gati_worker.settings import WorkerSettings
 from gati_worker.supervisor import Supervisor
 
@@ -30,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 
 async def run(
-    settings: WorkerSettings, fabric_settings: FabricSettings, specs: list[PackageSpec], *, watch: bool
+    settings: WorkerSettings, fabric_settings: FabricSettings, specs: list[PackageSpec], *, watch: bool, cache: Path
 ) -> None:
     """Supervise until SIGINT or SIGTERM; a second signal kills what has not left."""
     first_child = asyncio.create_task(Child.spawn()) if watch else None
@@ -49,6 +50,9 @@ async def run(
                         await supervisor.kill()
 
             tasks.start_soon(listen)
+            if settings.published:
+                published = PublishedPackages(supervisor, settings=settings, fabric=fabric, cache=cache)
+                tasks.start_soon(published.run)
             log.info("worker_started", packages=[spec.name for spec in specs])
             await supervisor.run()
             tasks.cancel_scope.cancel()
@@ -68,11 +72,13 @@ def main() -> None:
             specs = [spec for source in options.source for spec in find_in(Path(source))]
         else:
             specs = find_installed(settings.apps)
-        if not specs:
+        if not specs and not settings.published:
             raise GatiError(
                 "no handler package is installed (entry point group gati.apps); install one, or use --source"
             )
-        uvloop.run(run(settings, fabric_from_env(os.environ), specs, watch=options.watch))
+        user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        cache = Path(settings.cache_dir or os.path.join(user_cache, "gati"))
+        uvloop.run(run(settings, fabric_from_env(os.environ), specs, watch=options.watch, cache=cache))
     except GatiError as exc:
         print(f"gati-worker: {exc}", file=sys.stderr)
         sys.exit(1 if exc.code.startswith("fabric") else 2)

@@ -70,8 +70,14 @@ class Child:
         """Whether the process has not ended."""
         return self._process.returncode is None
 
-    async def assign(self, spec: PackageSpec, settings: WorkerSettings, fabric: FabricSettings) -> Status:
-        """Hand it a package; returns what it says: ready, or why not."""
+    async def assign(
+        self, spec: PackageSpec, settings: WorkerSettings, fabric: FabricSettings, *, wheel: Path | None = None
+    ) -> Status:
+        """Hand it a package; returns what it says: ready, or why not.
+
+        Args:
+            wheel: what it was installed from.
+        """
         fd, name = tempfile.mkstemp(prefix=f"gati-{spec.name}-", suffix=".ledger")
         os.close(fd)
         self._ledger = CrashLedger(Path(name), settings.ledger_slots)
@@ -83,6 +89,7 @@ class Child:
             ledger=name,
             status_fd=self._status_fd,
             worker=self.worker_id,
+            wheel=str(wheel) if wheel is not None else "",
         )
         status = Status(event="failed", error="the worker process ended before it was ready")
         try:

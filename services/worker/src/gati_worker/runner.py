@@ -26,10 +26,12 @@ import structlog
 import uvloop
 
 from gati_core import App
+from gati_core.app.inspection import report_on
 from gati_core.app.packages import LoadError, PackageSpec, fingerprint, load
 from gati_core.app.versioning import PackageVersions
+from gati_core.app.wheels import check_report, read_wheel
 from gati_core.contexts import Bucket, GlobalContext, Instance, TopicHost, Topics
-from gati_core.errors import GatiError, MessageTooLarge, TransientError
+from gati_core.errors import GatiError, MessageTooLarge, PackageError, TransientError
 from gati_core.fabric import ChannelHost, Fabric, KvBucket, PullConsumer, open_fabric
 from gati_core.fabric.topics import FabricTopics
 from gati_core.lifecycle import HandlerThreads, Lifecycle, Observers, watch_tasks
@@ -61,6 +63,8 @@ class Assignment(msgspec.Struct, kw_only=True):
     status_fd: int
     worker: str
     """The id under which it announces itself: the supervisor takes that down if the child cannot."""
+    wheel: str = ""
+    """What the package was installed from, if it was published."""
 
 
 class Status(msgspec.Struct, kw_only=True):
@@ -415,6 +419,21 @@ async def _ask_for_replacement(runner: Runner, status_fd: int) -> None:
     _tell(status_fd, Status(event="worn_out", pool=runner.pool, worker=runner.id))
 
 
+def _check_wheel(app: App, wheel: Path) -> None:
+    """Whether the package is what its wheel's manifest says, by which it was let in.
+
+    Raises:
+        PackageError: it is not, or the wheel cannot be read.
+    """
+    differences = check_report(read_wheel(wheel).report, report_on(app))
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise PackageError(
+            f"the package is not what the manifest in its wheel says: {'; '.join(differences[:5])}{more};"
+            " build it again with `gati build`"
+        )
+
+
 def _exit(code: int) -> NoReturn:
     """End now: a thread that does not return would keep the interpreter from ending."""
     sys.stdout.flush()
@@ -461,6 +480,8 @@ def main() -> None:
     set_up_logging(service=f"worker/{assignment.spec.name}", level=settings.log_level, log_format=settings.log_format)
     try:
         app = load(assignment.spec)
+        if assignment.wheel:
+            _check_wheel(app, Path(assignment.wheel))
         pool = pool_name(app.name, fingerprint(assignment.spec))
         uvloop.run(_run(assignment, app, pool))
     except LoadError as exc:

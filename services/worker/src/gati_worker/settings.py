@@ -13,6 +13,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     apps: str = ""
     """Comma-separated entry point names (group `gati.apps`) to run; empty means every installed one."""
+    published: str = "*"
+    """Comma-separated apps whose published packages (`gati publish`) are run, `*` for all; none when empty."""
+    cache_dir: str = ""
+    """Directory for wheels and environments of published packages; `gati` in the user's cache when empty."""
+    wheelhouse: str = ""
+    """Directory of wheels that published packages may need, searched as well as the index; none when empty."""
+    offline: bool = False
+    """Whether published packages must do with the wheelhouse and with what was downloaded before."""
     max_in_flight: Annotated[int, Meta(ge=1, le=8192)] = 256
     """Requests a package executes at once, for each delivery mode that it uses."""
     max_channels: Annotated[int, Meta(ge=1, le=65_536)] = 4096

@@ -59,9 +59,25 @@ class Supervisor:
         self._spares: deque[asyncio.Task[Child]] = deque([first_child] if first_child is not None else [])
         self._spare_wanted = asyncio.Event()
         self._is_starting = True
-        self._hosted = [_Hosted(self, spec) for spec in specs]
+        self._hosted = [Hosted(self, spec) for spec in specs]
         self._stopping = asyncio.Event()
         self._farewells: dict[asyncio.Task[None], Child] = {}
+        self._added: dict[Hosted, asyncio.Task[None]] = {}
+
+    def add(self, hosted: Hosted) -> None:
+        """Host one more package, until `remove` or the end."""
+        self._added[hosted] = asyncio.create_task(hosted.run(), name=hosted.spec.name)
+
+    async def remove(self, hosted: Hosted) -> None:
+        """Host a package no more: its child drains in the background."""
+        task = self._added.pop(hosted, None)
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        child, hosted.current = hosted.current, None
+        if child is not None:
+            self.say_farewell(child)
 
     async def run(self) -> None:
         """Start everything and keep it running; returns after `stop`, with all children gone."""
@@ -74,11 +90,12 @@ class Supervisor:
         try:
             await self._stopping.wait()
         finally:
+            tasks += self._added.values()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             within_s = self._settings.drain_grace_s + 2 * self._settings.shutdown_hooks_s + 6
-            await asyncio.gather(*(hosted.leave(within_s=within_s) for hosted in self._hosted))
+            await asyncio.gather(*(hosted.leave(within_s=within_s) for hosted in (*self._hosted, *self._added)))
             if self._farewells:
                 await asyncio.wait(list(self._farewells), timeout=within_s)
             self._spare_wanted.set()
@@ -98,7 +115,8 @@ class Supervisor:
 
     def _children(self) -> list[Child]:
         """Those that serve, and those that were replaced and drain."""
-        serving = [hosted.current for hosted in self._hosted if hosted.current is not None]
+        hosted = (*self._hosted, *self._added)
+        serving = [each.current for each in hosted if each.current is not None]
         return [*serving, *self._farewells.values()]
 
     async def new_child(self) -> Child:
@@ -172,7 +190,7 @@ class Supervisor:
         except TransientError as exc:
             log.debug("announcement_not_removed", worker=child.worker_id, error=str(exc))
 
-    async def _follow(self, hosted: _Hosted) -> None:
+    async def _follow(self, hosted: Hosted) -> None:
         root = Path(hosted.spec.root)
         is_polling = False
         while True:
@@ -187,7 +205,7 @@ class Supervisor:
             if await anyio.Path(root).exists():
                 hosted.changed.set()
 
-    async def _follow_once(self, hosted: _Hosted, root: Path, *, is_polling: bool) -> None:
+    async def _follow_once(self, hosted: Hosted, root: Path, *, is_polling: bool) -> None:
         # Editors replace a file instead of writing into it, which ends a watch on the file itself.
         is_file = hosted.spec.root.endswith(".py")
         place = anyio.Path(root.parent if is_file else root)
@@ -236,12 +254,29 @@ class Supervisor:
         return self._watch
 
 
-class _Hosted:
-    """One package and the child that serves it."""
+class Hosted:
+    """One package and the child that serves it.
 
-    def __init__(self, supervisor: Supervisor, spec: PackageSpec) -> None:
+    Args:
+        python: the interpreter of its environment; the worker's own otherwise.
+        wheel: what it was installed from; the child checks that it is what its manifest says.
+        on_status: told of each attempt to start it.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        spec: PackageSpec,
+        *,
+        python: Path | None = None,
+        wheel: Path | None = None,
+        on_status: Callable[[Status], None] = lambda _status: None,
+    ) -> None:
         self._supervisor = supervisor
         self.spec = spec
+        self._python = python
+        self._wheel = wheel
+        self._on_status = on_status
         self.current: Child | None = None
         self.changed = asyncio.Event()
         self._delay_s = supervisor.settings.restart_delay_s
@@ -288,9 +323,14 @@ class _Hosted:
     async def _start(self) -> bool:
         self.changed.clear()
         began = time.monotonic()
-        child = await self._supervisor.new_child()
+        if self._python is None:
+            child = await self._supervisor.new_child()
+        else:
+            child = await Child.spawn(python=self._python)
         try:
-            status = await child.assign(self.spec, self._supervisor.settings, self._supervisor.fabric.settings)
+            status = await child.assign(
+                self.spec, self._supervisor.settings, self._supervisor.fabric.settings, wheel=self._wheel
+            )
             if status.event == "ready":
                 self.current = child
         finally:
@@ -302,8 +342,10 @@ class _Hosted:
         took_ms = round((time.monotonic() - began) * 1000)
         if status.event == "ready":
             log.info("package_started", app=self.spec.name, pool=status.pool, pid=child.pid, took_ms=took_ms)
+            self._on_status(status)
             return True
         self._report("package_failed", status)
+        self._on_status(status)
         return False
 
     async def _replace(self, old: Child, event: str) -> None:

@@ -55,6 +55,8 @@ TOPIC_ACK_WAIT_S = 4.0
 """A subscriber renews its lease long before; after this the group's next member takes over."""
 TOPIC_GROUP_INACTIVE_S = 7 * 86_400.0
 """A durable group that nobody belonged to for this long is forgotten, and begins anew."""
+CHANGES_MAX_MSGS = 1_000_000
+"""Lines of the change log of all handlers."""
 TRACE_MAX_AGE_S = 3600.0
 _MIN_SERVER = (2, 12)
 _HEAD_ROOM = 64 * 1024
@@ -272,7 +274,9 @@ class Topology:
                 subjects=[subjects.change_all],
                 retention=RetentionPolicy.LIMITS,
                 deny_delete=True,
-                **shared,
+                max_msgs=CHANGES_MAX_MSGS,
+                # The oldest lines make room: a full log must not keep versions from being changed.
+                **(shared | {"discard": DiscardPolicy.OLD}),
             ),
             StreamConfig(
                 name=subjects.trace_stream,
@@ -335,7 +339,7 @@ class Topology:
                 log.info("stream_created", stream=name)
                 return
             found = (await js.stream_info(name)).config
-        if found.discard != DiscardPolicy.NEW:
+        if found.discard != wanted.discard and wanted.discard == DiscardPolicy.NEW:
             raise TopologyError(
                 f"stream {name} has discard={found.discard}: a full stream would throw away accepted requests."
                 f" Set discard=new (nats stream edit {name} --discard=new) or remove the stream"

@@ -17,15 +17,17 @@ from gati_core.timescape._registering import (
     types_of,
 )
 from gati_core.timescape._registry import (
+    Backend,
     Registry,
+    fabric_backend,
     fabric_registry,
     memory_registry,
     read_timeline,
     timeline_key,
     timeline_names,
 )
-from gati_core.timescape._rollout import Rollout, is_chosen, rollout_key, rollout_names, share_of
-from gati_core.timescape._sweep import Sweeper, SweepPolicy, Verdict, classify, plan_sweep
+from gati_core.timescape._rollout import Rollout, is_chosen, read_rollout, rollout_key, rollout_names, share_of
+from gati_core.timescape._sweep import Sweeper, SweepPolicy, SweepTurns, Verdict, classify, fabric_turns, plan_sweep
 from gati_core.timescape._timeline import (
     MAX_VERSIONS,
     PROTECTED_TAGS,
@@ -58,6 +60,7 @@ __all__ = [
     "MAX_HOPS",
     "MAX_VERSIONS",
     "PROTECTED_TAGS",
+    "Backend",
     "Change",
     "Choice",
     "HandlerUsage",
@@ -69,6 +72,7 @@ __all__ = [
     "Source",
     "Status",
     "SweepPolicy",
+    "SweepTurns",
     "Sweeper",
     "Tag",
     "Timeline",
@@ -84,7 +88,9 @@ __all__ = [
     "classify",
     "compare",
     "compare_manifests",
+    "fabric_backend",
     "fabric_registry",
+    "fabric_turns",
     "fabric_usage",
     "is_chosen",
     "is_tsv",
@@ -92,6 +98,7 @@ __all__ = [
     "parse_tsv",
     "plan_sweep",
     "read_preference",
+    "read_rollout",
     "read_semver",
     "read_timeline",
     "register_handlers",

@@ -267,3 +267,8 @@ def memory_registry(*, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_0
     """A registry in memory."""
     memory = _Memory()
     return Registry(memory, memory, now_ms=now_ms)
+
+
+def fabric_backend(fabric: Fabric) -> Backend:
+    """The bucket of a fabric where timelines lie, for other documents beside them."""
+    return BucketBackend(fabric)

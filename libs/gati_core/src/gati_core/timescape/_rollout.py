@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from gati_core.errors import MalformedManifest
 from gati_core.wire.subjects import key_token, read_key_token
 
 _SHARES = 10_000
@@ -55,6 +56,18 @@ def rollout_names(key: str) -> tuple[str, str] | None:
     if len(parts) != 3 or parts[0] != "rollout":
         return None
     return read_key_token(parts[1]), read_key_token(parts[2])
+
+
+def read_rollout(key: str, value: bytes) -> Rollout:
+    """A stored rollout.
+
+    Raises:
+        MalformedManifest: it is none; names the key and the field.
+    """
+    try:
+        return msgspec.json.decode(value, type=Rollout)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise MalformedManifest(f"{key}: {exc}") from exc
 
 
 def share_of(key: str, salt: str) -> int:

@@ -5,6 +5,7 @@ Decisions are pure (`plan_sweep`); `Sweeper` reads, decides and writes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -12,13 +13,16 @@ import msgspec
 import structlog
 from msgspec import Meta
 
-from gati_core.errors import GatiError, VersionConflict
-from gati_core.timescape._registry import Registry
+from gati_core.errors import GatiError, KeyConflict, VersionConflict
+from gati_core.fabric import Fabric
+from gati_core.timescape._registry import Backend, BucketBackend, Registry
 from gati_core.timescape._rollout import Rollout
 from gati_core.timescape._timeline import PROTECTED_TAGS, Status, Timeline, VersionRecord, with_status
 from gati_core.timescape._usage import HandlerUsage, UsageBook, VersionUsage
 
 log = structlog.get_logger(__name__)
+
+_TURN_KEY = "sweep.last"
 
 Reason = Literal["cold", "low_usage", "manual", "hot", "warm"]
 
@@ -191,3 +195,56 @@ class Sweeper:
                 log.info("version_deactivated", app=app, handler=handler, version=each.tsv, reason=each.reason)
                 self._on_deactivated(each)
         return verdicts
+
+
+class _Turn(msgspec.Struct, frozen=True, kw_only=True):
+    at_ms: int
+    by: str
+
+
+class SweepTurns:
+    """Whose turn it is: the time of the last sweep, changed by compare-and-set.
+
+    Args:
+        now_ms: Unix milliseconds, by this process's clock.
+    """
+
+    def __init__(self, backend: Backend, *, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+        self._backend = backend
+        self._now_ms = now_ms
+
+    async def take(self, *, by: str, every_s: float) -> bool:
+        """Take the turn if the last one was taken `every_s` ago or longer.
+
+        Returns:
+            Whether it is the caller's; of several callers at once it is one's.
+        Raises:
+            BrokerUnavailable: it could not be read or written.
+        """
+        now_ms = self._now_ms()
+        entry = await self._backend.newest(_TURN_KEY)
+        if entry is not None and not _is_over(entry.value, every_s, now_ms):
+            return False
+        data = msgspec.json.encode(_Turn(at_ms=now_ms, by=by))
+        try:
+            if entry is None:
+                await self._backend.create(_TURN_KEY, data)
+            else:
+                await self._backend.update(_TURN_KEY, data, revision=entry.revision)
+        except KeyConflict:
+            return False
+        return True
+
+
+def _is_over(value: bytes, every_s: float, now_ms: int) -> bool:
+    try:
+        last = msgspec.json.decode(value, type=_Turn)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return True  # nobody could ever take a turn again
+    # A clock far ahead must not stop the sweep for as long as it is ahead.
+    return not 0 <= now_ms - last.at_ms < every_s * 1000
+
+
+def fabric_turns(fabric: Fabric) -> SweepTurns:
+    """The turns of all routers of a fabric."""
+    return SweepTurns(BucketBackend(fabric))

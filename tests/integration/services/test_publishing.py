@@ -1,0 +1,220 @@
+"""Packages published into a running fabric: `gati publish` and workers that had never heard of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio.to_thread
+import httpx
+import pytest
+
+from gati_core.app.building import build_wheel
+from gati_core.app.publishing import PackageRecord, fabric_records
+from gati_core.fabric import Fabric, open_fabric
+from gati_core.timescape import fabric_registry, with_status
+from tests.helpers.gati_dev import gati
+from tests.helpers.processes import FabricUnderTest, running_fabric
+from tests.helpers.waiting import eventually
+from tests.helpers.wheels import read_zip, write_project, write_zip
+
+SOURCE = """
+import msgspec
+from gati_core import App, Request, Response
+
+app = App("shop")
+{top}
+
+class Order(msgspec.Struct):
+    {fields}
+
+
+@app.post("/published")
+async def order(req: Request[Order], res: Response[Order], gctx, lctx) -> None:
+    res.header("x-ran", "{name}").json(req.body)
+"""
+
+
+class Shop:
+    """A fabric whose worker hosts nothing of its own but an unrelated package, and a shop to publish."""
+
+    def __init__(self, fabric: FabricUnderTest, client: httpx.AsyncClient, inside: Fabric, directory: Path) -> None:
+        self.fabric = fabric
+        self.client = client
+        self.inside = inside
+        self.directory = directory
+
+    async def build(self, version: str, *, fields: str = "sku: str", top: str = "") -> Path:
+        source = SOURCE.format(fields=fields, top=top, name=version)
+        project = write_project(self.directory / f"project-{version}", version=version, source=source)
+        return (await anyio.to_thread.run_sync(build_wheel, project, self.directory / "dist")).path
+
+    async def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        settings = self.fabric.settings
+        environ = {"GATI_NATS_URL": settings.nats_url, "GATI_NAMESPACE": settings.namespace}
+        words = [str(each) for each in arguments]
+        return await anyio.to_thread.run_sync(lambda: gati(*words, directory=self.directory, environ=environ))
+
+    async def order(self, body: object = None, **headers: str) -> httpx.Response:
+        body = {"sku": "a"} if body is None else body
+        return await self.client.post("/published", json=body, headers=headers)
+
+    async def ran(self, **headers: str) -> str:
+        answer = await self.order(**headers)
+        return answer.headers.get("x-ran", str(answer.status_code))
+
+    async def record(self, version: str) -> PackageRecord | None:
+        return await fabric_records(self.inside).get("shop", version)
+
+
+@pytest.fixture
+async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
+    environment = {"GATI_WORKER_CACHE_DIR": str(tmp_path / "cache")}
+    async with (
+        running_fabric(tmp_path, environment=environment) as fabric,
+        fabric.client() as client,
+        open_fabric(fabric.settings, name="test") as inside,
+    ):
+        yield Shop(fabric, client, inside, tmp_path)
+
+
+async def test_a_published_package_is_served_and_the_next_version_beside_it(shop: Shop) -> None:
+    assert (await shop.order()).status_code == 404
+
+    first = await shop.run("publish", await shop.build("1.0"))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("shop 1.0 is served after ")
+    assert await shop.ran() == "1.0"
+
+    second = await shop.run("publish", await shop.build("2.0", fields='sku: str\n    note: str = ""'))
+    assert second.returncode == 0, second.stderr
+    assert await shop.ran() == "2.0"
+    assert await shop.ran(**{"x-gati-version": "v1.0"}) == "1.0"
+    told = json.loads((await shop.run("versions", "list", "order", "--json")).stdout)
+    assert [(each["version"]["package"], each["tags"]) for each in told] == [("2.0", ["v2.0"]), ("1.0", ["v1.0"])]
+
+
+async def test_a_breaking_change_is_refused_and_kept_apart_when_asked_for(shop: Shop) -> None:
+    assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
+    breaking = await shop.build("2.0", fields="sku: str\n    currency: str")
+
+    refused = await shop.run("publish", breaking)
+
+    assert refused.returncode == 1
+    for text in ("shop-package 2.0 breaks clients", "order (", "/request/body/currency", "--keep-old", "@app.transformer"):
+        assert text in refused.stderr
+    assert await shop.record("2.0") is None
+    assert await shop.ran() == "1.0"
+
+    kept = await shop.run("publish", breaking, "--keep-old")
+    assert kept.returncode == 0, kept.stderr
+    answer = await shop.order({"sku": "a", "currency": "EUR"})
+    assert answer.headers["x-ran"] == "2.0"
+    assert await shop.ran(**{"x-gati-version": "v1.0"}) == "1.0"
+
+
+async def test_a_package_that_does_not_start_fails_with_its_reason_and_changes_nothing(shop: Shop) -> None:
+    assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
+    top = """
+@app.on_startup
+async def fail(gctx):
+    raise RuntimeError("no database here")
+"""
+    wheel = await shop.build("2.0", fields='sku: str\n    note: str = ""', top=top)
+
+    done = await shop.run("publish", wheel)
+
+    assert done.returncode == 1
+    assert "shop 2.0 does not start" in done.stderr
+    assert "no database here" in done.stderr
+    record = await shop.record("2.0")
+    assert record is not None
+    assert record.state == "failed"
+    assert await shop.ran() == "1.0"
+    assert len((await fabric_registry(shop.inside).timeline("shop", "order")).versions) == 1
+
+
+async def test_a_wheel_whose_code_was_changed_after_the_build_is_refused_by_the_worker(shop: Shop) -> None:
+    wheel = await shop.build("1.0")
+    files = read_zip(wheel)
+    changed = {
+        name: data.replace(b'"/published"', b'"/elsewhere"') if name.endswith(".py") else data
+        for name, data in files.items()
+    }
+    assert changed != files
+    write_zip(wheel, changed)
+
+    done = await shop.run("publish", wheel)
+
+    assert done.returncode == 1
+    assert "not what the manifest in its wheel says" in done.stderr
+    assert (await shop.order()).status_code == 404
+
+
+async def test_what_the_worker_cannot_install_is_named(shop: Shop) -> None:
+    source = SOURCE.format(fields="sku: str", top="", name="1.0")
+    project = write_project(shop.directory / "needy", version="1.0", source=source, requires=["gati-core>=9999"])
+    wheel = (await anyio.to_thread.run_sync(build_wheel, project, shop.directory / "dist")).path
+
+    done = await shop.run("publish", wheel)
+
+    assert done.returncode == 1
+    assert "gati-core>=9999" in done.stderr
+
+
+async def test_a_deactivated_version_drains_and_its_worker_leaves(shop: Shop) -> None:
+    assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
+    assert (await shop.run("publish", await shop.build("2.0", fields="sku: str\n    note: str = ''"))).returncode == 0
+    registry = fabric_registry(shop.inside)
+    first = (await registry.timeline("shop", "order")).versions[0]
+
+    await registry.change(
+        "shop", "order", lambda it: with_status(it, first.tsv, "deactivated", now_ms=1, actor="test", by_hand=True)
+    )
+
+    async def has_left() -> bool:
+        listed = await shop.run("routes", "--json")
+        return not any(each["version"] == "1.0" and each["is_live"] for each in json.loads(listed.stdout)["routes"])
+
+    await eventually(has_left, within_s=30)
+    assert await shop.ran() == "2.0"
+
+
+async def test_published_packages_are_served_again_after_the_worker_restarts(shop: Shop) -> None:
+    assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
+    shop.fabric.workers[0].terminate()
+    assert await shop.fabric.workers[0].wait() == 0
+    assert (await shop.order()).status_code == 503
+    shop.fabric.start_worker("ledger_app.py")
+
+    async def is_back() -> bool:
+        return await shop.ran() == "1.0"
+
+    await eventually(is_back, within_s=30)
+
+
+async def test_the_same_wheel_again_is_no_error_and_another_of_its_version_is(shop: Shop) -> None:
+    wheel = await shop.build("1.0")
+    assert (await shop.run("publish", wheel)).returncode == 0
+    assert (await shop.run("publish", wheel)).returncode == 0
+    source = SOURCE.format(fields="sku: str", top="changed = True", name="1.0")
+    project = write_project(shop.directory / "again", version="1.0", source=source)
+    other = (await anyio.to_thread.run_sync(build_wheel, project, shop.directory / "other")).path
+
+    done = await shop.run("publish", other)
+
+    assert done.returncode == 1
+    assert "1.0" in done.stderr
+
+
+async def test_a_file_that_is_no_wheel_is_said_to_be_none(shop: Shop) -> None:
+    (shop.directory / "junk.whl").write_bytes(b"PK\x03\x04 not really")
+
+    junk, missing = await shop.run("publish", "junk.whl"), await shop.run("publish", "nothing.whl")
+
+    assert junk.returncode == 1
+    assert "junk.whl" in junk.stderr
+    assert missing.returncode == 2
+    assert "gati build" in missing.stderr
