@@ -103,7 +103,8 @@ async def test_a_breaking_change_is_refused_and_kept_apart_when_asked_for(shop: 
     refused = await shop.run("publish", breaking)
 
     assert refused.returncode == 1
-    for text in ("shop-package 2.0 breaks clients", "order (", "/request/body/currency", "--keep-old", "@app.transformer"):
+    assert "shop-package 2.0 breaks clients" in refused.stderr
+    for text in ("order (", "/request/body/currency", "--keep-old", "@app.transformer"):
         assert text in refused.stderr
     assert await shop.record("2.0") is None
     assert await shop.ran() == "1.0"
