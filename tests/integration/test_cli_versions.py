@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,22 @@ from gati_core.timescape import Rollout, Timeline, fabric_registry, fabric_usage
 from tests.helpers.gati_dev import gati
 
 HANDLER = "priced:add"
+CHANGED = """
+import msgspec
+from gati_core import App, Request, Response
+
+app = App("priced")
+
+
+class Item(msgspec.Struct):
+    sku: str
+    currency: str
+
+
+@app.post("/items", id="add")
+async def add(req: Request[Item], res: Response[Item], gctx, lctx) -> None:
+    res.json(req.body)
+"""
 
 
 class Versions:
@@ -236,3 +253,37 @@ def test_a_broker_without_this_fabric_is_told(gati_fabric_settings: FabricSettin
 
     assert done.returncode == 1
     assert "holds no fabric 'nobody'" in done.stderr
+
+
+async def test_a_version_is_deprecated_with_the_time_at_which_it_may_vanish(
+    versions: Versions, three: list[str]
+) -> None:
+    done = versions.run("versions", "deprecate", "add", "v1.0", "--sunset", "2030-01-31T00:00:00Z")
+
+    assert done.stdout == f"{three[0]} is deprecated, and may vanish at 2030-01-31T00:00:00Z\n"
+    found = (await versions.timeline()).require(three[0])
+    assert found.sunset_s == datetime(2030, 1, 31, tzinfo=UTC).timestamp()
+    assert 0 < found.deprecated_s < found.sunset_s
+
+    assert versions.run("versions", "deprecate", "add", "v1.0", "--undo").returncode == 0
+    assert (await versions.timeline()).require(three[0]).deprecated_s == 0
+    assert "is no time" in versions.run("versions", "deprecate", "add", "v1.0", "--sunset", "soon").stderr
+
+
+async def test_a_stub_has_a_function_and_a_todo_for_each_change_and_is_not_written_over(
+    versions: Versions, three: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "priced.py").write_text(CHANGED)
+
+    done = versions.run("versions", "stub", "add", "priced.py", "--from", "v1.0", "-o", "stub.py")
+    text = (tmp_path / "stub.py").read_text()
+    again = versions.run("versions", "stub", "add", "priced.py", "--from", "v1.0", "-o", "stub.py")
+
+    assert done.returncode == 0, done.stderr
+    assert f'@app.transformer("add", from_version="{three[0]}")' in text
+    assert "from priced import app" in text
+    assert "# TODO add /request/body/currency: required field added: string" in text
+    assert text.count("raise NotImplementedError") == text.count("@staticmethod") > 0
+    compile(text, "stub.py", "exec")
+    assert again.returncode == 2
+    assert "it is not written over" in again.stderr

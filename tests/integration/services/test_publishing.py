@@ -46,8 +46,10 @@ class Shop:
         self.inside = inside
         self.directory = directory
 
-    async def build(self, version: str, *, fields: str = "sku: str", top: str = "") -> Path:
-        source = SOURCE.format(fields=fields, top=top, name=version)
+    async def build(
+        self, version: str, *, fields: str = "sku: str", top: str = "", bottom: str = "", name: str = ""
+    ) -> Path:
+        source = SOURCE.format(fields=fields, top=top, name=name or version) + bottom
         project = write_project(self.directory / f"project-{version}", version=version, source=source)
         return (await anyio.to_thread.run_sync(build_wheel, project, self.directory / "dist")).path
 
@@ -219,3 +221,60 @@ async def test_a_file_that_is_no_wheel_is_said_to_be_none(shop: Shop) -> None:
     assert "junk.whl" in junk.stderr
     assert missing.returncode == 2
     assert "gati build" in missing.stderr
+
+
+TRANSFORMER = """
+@app.transformer("order", from_version="v1.0")
+class FromFirst:
+    @staticmethod
+    def forward_request(request):
+        {forward}
+
+    @staticmethod
+    def backward_response(response):
+        del response.body["currency"]
+"""
+CURRENCY = "sku: str\n    currency: str"
+
+
+async def test_a_transformer_lets_a_breaking_change_in_and_old_clients_get_the_new_code(shop: Shop) -> None:
+    assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
+    bottom = TRANSFORMER.format(forward='request.body["currency"] = "EUR"')
+
+    done = await shop.run("publish", await shop.build("2.0", fields=CURRENCY, bottom=bottom))
+
+    assert done.returncode == 0, done.stderr
+    answer = await shop.order({"sku": "a"}, **{"x-gati-version": "v1.0"})
+    assert answer.headers["x-ran"] == "2.0"
+    assert answer.json() == {"sku": "a"}
+
+
+async def test_a_transformer_that_nobody_has_written_yet_is_none(shop: Shop) -> None:
+    assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
+    wheel = await shop.build(
+        "2.0", fields=CURRENCY, bottom=TRANSFORMER.format(forward='raise NotImplementedError("later")')
+    )
+
+    done, kept = await shop.run("publish", wheel), await shop.run("publish", wheel, "--keep-old")
+
+    for each in (done, kept):
+        assert each.returncode == 1
+        assert "FromFirst.forward_request raises NotImplementedError" in each.stderr
+    assert await shop.record("2.0") is None
+
+
+async def test_a_published_transformer_is_never_changed(shop: Shop) -> None:
+    assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
+    for version, currency in (("2.0", "EUR"), ("2.1", "USD")):
+        bottom = TRANSFORMER.format(forward=f'request.body["currency"] = "{currency}"')
+        # The handler itself is the same in both.
+        wheel = await shop.build(version, fields=CURRENCY, bottom=bottom, name="2")
+        done = await shop.run("publish", wheel)
+        if version == "2.0":
+            assert done.returncode == 0, done.stderr
+
+    assert done.returncode == 1
+    assert "FromFirst of order" in done.stderr
+    assert "those never change" in done.stderr
+    answer = await shop.order({"sku": "a"}, **{"x-gati-version": "v1.0"})
+    assert answer.headers["x-ran"] == "2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -135,6 +136,46 @@ def reactivate(
     from gati_cli import versions as run
 
     run.reactivate(_target(context, nats_url), handler, version, actor=current_actor(), reason=reason)
+
+
+@versions.command()
+def deprecate(
+    context: typer.Context,
+    handler: Handler,
+    version: Version,
+    sunset: Annotated[
+        str, typer.Option("--sunset", metavar="TIME", help="When it may vanish, for example 2026-12-31T00:00:00Z.")
+    ] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="Take it back.")] = False,
+    reason: Reason = "",
+    nats_url: NatsUrl = "",
+) -> None:
+    """Tell a version's clients to move on, in the headers `deprecation` and `sunset` of their answers."""
+    from gati_cli import versions as run
+
+    run.deprecate(
+        _target(context, nats_url), handler, version, sunset=sunset, undo=undo, reason=reason, actor=current_actor()
+    )
+
+
+@versions.command()
+def stub(
+    context: typer.Context,
+    handler: Handler,
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="The changed package, as for `gati check`.")] = ".",
+    version: Annotated[
+        str, typer.Option("--from", metavar="VERSION", help="The version whose clients it is for.")
+    ] = "newest",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there, if nothing is there yet.")
+    ] = None,
+    nats_url: NatsUrl = "",
+) -> None:
+    """Write the beginning of a transformer: a function for each direction, with a TODO for each breaking change."""
+    from gati_cli import versions as run
+
+    around: Surroundings = context.obj
+    run.stub(_target(context, nats_url), handler, version, package=package, directory=around.directory, output=output)
 
 
 @versions.command()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from gati_cli._errors import CliError
+from gati_cli.diff import types_of as types_in
+from gati_cli.packages import read_reports
 from gati_cli.routes import no_fabric
 from gati_cli.target import Target, with_fabric
+from gati_core.app.stubs import transformer_stub
 from gati_core.errors import GatiError, RequestError, TopologyError
 from gati_core.fabric import Fabric, stream_state
 from gati_core.fabric.inspection import read_bucket
@@ -30,10 +34,14 @@ from gati_core.timescape import (
     VersionRecord,
     Versions,
     compare,
+    compare_manifests,
     fabric_registry,
     fabric_usage,
+    read_preference,
     read_rollout,
     rollout_key,
+    types_of,
+    with_deprecation,
     with_keep,
     with_status,
     with_tag,
@@ -343,6 +351,75 @@ def reactivate(target: Target, handler: str, version: str, *, actor: str, reason
 
     _change(target, handler, edit)
     print(f"{found} is active again")
+
+
+def deprecate(target: Target, handler: str, version: str, *, sunset: str, undo: bool, reason: str, actor: str) -> None:
+    """Tell clients to move on."""
+    found = ""
+    ends_s = 0
+    if sunset:
+        asked = read_preference(sunset)
+        if asked.kind != "timestamp":
+            raise CliError(f"--sunset: {sunset!r} is no time, for example 2026-12-31T00:00:00Z", exit_code=2)
+        ends_s = int(asked.seconds)
+
+    def edit(registry: Registry, before: Timeline) -> Timeline:
+        nonlocal found
+        found = find_version(before, version).tsv
+        now_ms = registry.now_ms()
+        return with_deprecation(
+            before,
+            found,
+            since_s=0 if undo else now_ms // 1000,
+            sunset_s=0 if undo else ends_s,
+            now_ms=now_ms,
+            actor=actor,
+            reason=reason,
+        )
+
+    _change(target, handler, edit)
+    ending = f", and may vanish at {moment(ends_s)}" if ends_s and not undo else ""
+    print(f"{found} is not deprecated any more" if undo else f"{found} is deprecated{ending}")
+
+
+def stub(target: Target, handler: str, version: str, *, package: str, directory: Path, output: Path | None) -> None:
+    """Write the beginning of a transformer from a version of the fabric to a package on disk."""
+    place = directory / output if output is not None else None
+    if place is not None and place.exists():
+        raise CliError(f"{place} exists; it may be finished already, so it is not written over", exit_code=2)
+    reports = {report.app: report for report in read_reports([package], directory)}
+
+    async def read(fabric: Fabric) -> str:
+        timeline = await find_handler(fabric_registry(fabric), handler)
+        old = find_version(timeline, version)
+        report = reports.get(timeline.app)
+        manifest = next((each for each in report.handlers if each.id == timeline.handler), None) if report else None
+        if report is None or manifest is None:
+            raise CliError(f"{package} has no handler {timeline.app}:{timeline.handler}")
+        store = publishing_store(fabric)
+        before = await store.load_manifest(timeline.app, timeline.handler, old.fingerprint)
+        if before is None:
+            raise CliError(f"the manifest of {old.tsv} is not stored any more: it cannot be compared")
+        old_types, new_types = await types_of(store, before), types_in(report, manifest)
+        return transformer_stub(
+            app=timeline.app,
+            handler=timeline.handler,
+            module=report.target.partition(":")[0] or timeline.app,
+            from_version=old.tsv,
+            forward=compare_manifests(before, old_types, manifest, new_types),
+            backward=compare_manifests(manifest, new_types, before, old_types),
+        )
+
+    text = run_on(target, read)
+    if place is None:
+        sys.stdout.write(text)
+        return
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise CliError(f"{place}: {exc.strerror}") from exc
+    print(f"{place}: {text.count('# TODO')} changes to write, and to import where your package is imported")
 
 
 def keep(target: Target, handler: str, version: str, *, actor: str, wanted: bool) -> None:

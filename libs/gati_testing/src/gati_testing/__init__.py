@@ -34,6 +34,7 @@ from gati_testing.builders import (
 )
 from gati_testing.fakes import Call, FakeModule, create_mock_module, create_stub_module
 from gati_testing.harness import Harness, Result, create_test_harness, run_handler
+from gati_testing.round_trips import check_round_trip
 from gati_testing.simulation import (
     HandshakeRefused,
     SimulatedSocket,
@@ -73,6 +74,7 @@ __all__ = [
     "assert_body",
     "assert_response",
     "assert_status",
+    "check_round_trip",
     "create_fake_global_context",
     "create_fake_local_context",
     "create_mock_module",

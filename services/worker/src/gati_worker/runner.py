@@ -96,6 +96,7 @@ class Runner:
         ledger: CrashLedger,
         environ: Mapping[str, str],
         on_progress: Callable[[float], None] = lambda _seconds: None,
+        is_published: bool = False,
     ) -> None:
         self.app = app
         self.pool = pool
@@ -108,6 +109,7 @@ class Runner:
         self._ledger = ledger
         self._environ = environ
         self._on_progress = on_progress
+        self._is_published = is_published
         self._started_ms = time.time_ns() // 1_000_000
         self._manifest = PoolManifest(app=app.name, pool=pool, version=spec.version, handlers=[])
         self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
@@ -274,7 +276,9 @@ class Runner:
         # A package that is being edited goes through many versions under one number.
         tags = [f"v{self._version}"] if self._version and not spec.root else []
         await self._versions.store_documents()
-        done = await self._versions.register(package=self._version, actor=f"worker:{self.id}", tags=tags)
+        done = await self._versions.register(
+            package=self._version, actor=f"worker:{self.id}", tags=tags, is_published=self._is_published
+        )
         new = [each for each in done if each.is_new]
         if new:
             log.info("versions_registered", app=self.app.name, new=len(new), unchanged=len(done) - len(new))
@@ -391,6 +395,7 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
             ledger=ledger,
             worker_id=assignment.worker,
             environ=os.environ,
+            is_published=bool(assignment.wheel),
             on_progress=lambda seconds: _tell(
                 assignment.status_fd, Status(event="preparing", pool=pool, within_s=seconds)
             ),

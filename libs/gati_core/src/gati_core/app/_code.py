@@ -64,6 +64,16 @@ def _tree(target: Any) -> ast.Module | None:
         return None  # typed into a console, made by exec, or a lambda in the middle of an expression
 
 
+def is_unfinished(function: Callable[..., Any]) -> bool:
+    """Whether a function raises `NotImplementedError`: nobody has written it yet."""
+    tree = _tree(plain_function(function))
+    if tree is None:
+        return False
+    raised = (node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    names = (each.func if isinstance(each, ast.Call) else each for each in raised)
+    return any(isinstance(each, ast.Name) and each.id == "NotImplementedError" for each in names)
+
+
 # -- what handlers ask for ---------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from gati_core.app._app import App
+from gati_core.app._code import code_fingerprint, is_unfinished
 from gati_core.app.packages import LoadError, PackageSpec, load
 from gati_core.gtype import Document
 from gati_core.manifests import HandlerManifest
@@ -42,7 +43,11 @@ class TransformerFact(msgspec.Struct, frozen=True, kw_only=True):
     to_version: str = ""
     """The version that the package itself brings where it is empty."""
     name: str = ""
-    """Of its functions, in the package's own code."""
+    """Of its class, in the package's own code."""
+    fingerprint: str = ""
+    """Of its code."""
+    unfinished: list[str] = []
+    """Functions that raise `NotImplementedError`, as generated ones do until somebody has written them."""
 
 
 class PackageReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +87,12 @@ def report_on(app: App, *, version: str = "", target: str = "") -> PackageReport
         buckets=list(app.buckets),
         transformers=[
             TransformerFact(
-                handler=each.handler, from_version=each.from_version, to_version=each.to_version, name=each.name
+                handler=each.handler,
+                from_version=each.from_version,
+                to_version=each.to_version,
+                name=each.name,
+                fingerprint=code_fingerprint(each.functions.values()),
+                unfinished=[name for name, function in each.functions.items() if is_unfinished(function)],
             )
             for each in app.transformers
         ],

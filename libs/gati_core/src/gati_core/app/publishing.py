@@ -77,12 +77,14 @@ class HandlerCheck(msgspec.Struct, frozen=True, kw_only=True):
     parent: str = ""
     """The version it was compared with."""
     has_transformer: bool = False
+    unfinished: list[str] = []
+    """Functions of its transformer that nobody has written yet."""
     diff: Diff | None = None
 
     @property
     def is_refused(self) -> bool:
         """Whether its old clients would be left with nothing but the old version."""
-        return self.change in ("breaking", "unknown") and not self.has_transformer
+        return bool(self.unfinished) or (self.change in ("breaking", "unknown") and not self.has_transformer)
 
 
 class PublicationRefused(PackageError):
@@ -209,13 +211,23 @@ async def check_wheel(registry: Registry, store: ManifestStore, report: PackageR
             continue
         names = {newest.tsv, *timeline.tags_of(newest.tsv)}
         names |= {label.removeprefix("v") for label in names} | ({newest.package} - {""})
-        leads = any(
-            each.handler == manifest.id and not each.to_version and each.from_version in names
+        leading = [
+            each
             for each in report.transformers
-        )
+            if each.handler == manifest.id and not each.to_version and each.from_version in names
+        ]
+        unfinished = [f"{each.name}.{function}" for each in leading for function in each.unfinished]
         old = await store.load_manifest(report.app, manifest.id, newest.fingerprint)
         if old is None:
-            checks.append(HandlerCheck(handler=manifest.id, change="unknown", parent=newest.tsv, has_transformer=leads))
+            checks.append(
+                HandlerCheck(
+                    handler=manifest.id,
+                    change="unknown",
+                    parent=newest.tsv,
+                    has_transformer=bool(leading),
+                    unfinished=unfinished,
+                )
+            )
             continue
         diff = compare_manifests(old, await types_of(store, old), manifest, _types_in(report, manifest))
         checks.append(
@@ -223,7 +235,8 @@ async def check_wheel(registry: Registry, store: ManifestStore, report: PackageR
                 handler=manifest.id,
                 change="breaking" if diff.breaking else "compatible",
                 parent=newest.tsv,
-                has_transformer=leads,
+                has_transformer=bool(leading),
+                unfinished=unfinished,
                 diff=diff,
             )
         )
@@ -246,13 +259,17 @@ def _refusal(info: WheelInfo, refused: Sequence[HandlerCheck]) -> str:
     sources = {each.id: each.source for each in info.report.handlers}
     for check in refused:
         lines.append(f"  {check.handler} ({sources[check.handler]}), compared with {check.parent}")
-        if check.diff is None:
+        if check.unfinished:
+            lines.append(
+                f"    its transformer is not finished: {', '.join(check.unfinished)} raises NotImplementedError"
+            )
+        elif check.diff is None:
             lines.append("    what runs now is not stored any more, so that it cannot be compared")
         else:
             lines += [f"    {each.path}  {each.description}" for each in check.diff.breaking[:10]]
     lines.append(
-        "add a transformer from that version for each (@app.transformer), or keep both versions for their clients"
-        " with --keep-old"
+        "add a transformer from that version for each (@app.transformer; `gati versions stub` writes the beginning of"
+        " one), or keep both versions for their clients with --keep-old"
     )
     return "\n".join(lines)
 
@@ -288,7 +305,7 @@ async def publish_wheel(
     info = await anyio.to_thread.run_sync(read_wheel, wheel)
     checks = await check_wheel(fabric_registry(fabric), publishing_store(fabric), info.report)
     refused = [each for each in checks if each.is_refused]
-    if refused and not keep_old:
+    if any(each.unfinished for each in refused) or (refused and not keep_old):
         raise PublicationRefused(_refusal(info, refused), checks)
     name = f"{info.report.app}/{info.version}/{info.filename}"
     packages = store if store is not None else fabric.packages

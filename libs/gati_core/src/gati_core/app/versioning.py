@@ -11,10 +11,11 @@ from itertools import pairwise
 import structlog
 
 from gati_core.app._app import App
-from gati_core.errors import RegistrationError, RequestError
+from gati_core.app._code import code_fingerprint
+from gati_core.errors import AlreadyStored, RegistrationError, RequestError
 from gati_core.gtype import CompiledValidator, compile_validator
 from gati_core.lifecycle import Chain, Hop, Transformer, VersionTypes
-from gati_core.manifests import HandlerManifest, ManifestStore
+from gati_core.manifests import HandlerManifest, ManifestStore, Transformation, TransformerRecord
 from gati_core.timescape import Registered, Registry, Timeline, VersionRecord, Versions, register_handlers
 
 log = structlog.get_logger(__name__)
@@ -52,15 +53,27 @@ class PackageVersions:
             await self._store.store_manifest(self._app.name, handler.manifest)
 
     async def register(
-        self, *, package: str, actor: str, reason: str = "", tags: Sequence[str] = (), anew: bool = False
+        self,
+        *,
+        package: str,
+        actor: str,
+        reason: str = "",
+        tags: Sequence[str] = (),
+        anew: bool = False,
+        is_published: bool = False,
     ) -> list[Registered]:
         """Make the package's handlers versions, where they are none yet; see `register_handlers`.
 
+        Args:
+            is_published: its transformers are written down, and never changed from then on.
         Raises:
-            RegistrationError: a transformer leads between versions that are no neighbours.
+            RegistrationError: a transformer leads between versions that are no neighbours, or is another one than
+                was published for them.
         """
         manifests = [handler.manifest for handler in self._app.handlers.values()]
         transforms = {each.id: list(await self.find_transformers(each)) for each in manifests}
+        if is_published:
+            await self._write_down_transformers(manifests)  # first those of versions that are registered already
         done = await register_handlers(
             self._registry,
             self._store,
@@ -74,7 +87,49 @@ class PackageVersions:
             anew=anew,
         )
         self.registered = {each.handler: each for each in done}
+        if is_published:
+            await self._write_down_transformers(manifests)
         return done
+
+    async def _write_down_transformers(self, manifests: Sequence[HandlerManifest]) -> None:
+        for manifest in manifests:
+            known = self._transformers.get(manifest.id, {})
+            if not known:
+                continue
+            timeline = await self._registry.timeline(self._app.name, manifest.id)
+            own = timeline.with_fingerprint(manifest.fingerprint)
+            for older, transformer in known.items():
+                newer = _named(timeline, transformer.to_version) if transformer.to_version else own
+                if newer is not None:
+                    await self._write_down(manifest.id, transformer, older, newer.tsv)
+
+    async def _write_down(self, handler: str, transformer: Transformer, older: str, newer: str) -> None:
+        for direction in ("forward", "backward"):
+            functions = {name: each for name, each in transformer.functions.items() if name.startswith(direction)}
+            steps = [
+                Transformation(
+                    path=f"/{name.partition('_')[2]}", type="transform", details={"code": code_fingerprint([each])}
+                )
+                for name, each in sorted(functions.items())
+            ]
+            is_forward = direction == "forward"
+            record = TransformerRecord(
+                id=transformer.name[:200],
+                app=self._app.name,
+                handler_id=handler,
+                from_version=older if is_forward else newer,
+                to_version=newer if is_forward else older,
+                direction="forward" if is_forward else "backward",
+                transformations=steps,
+            )
+            try:
+                await self._store.store_transformer(record)
+            except AlreadyStored as exc:
+                raise RegistrationError(
+                    f"transformer {transformer.name} of {handler} from {older} to {newer} is another one than was"
+                    " published for these versions, and those never change: take that one, or make a new version of"
+                    " the handler with a transformer of its own"
+                ) from exc
 
     async def find_transformers(self, manifest: HandlerManifest) -> dict[str, Transformer]:
         """A handler's transformers by the TSV that each leads from. One whose versions this fabric has never seen
