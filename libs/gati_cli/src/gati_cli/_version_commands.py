@@ -254,12 +254,38 @@ def canary(
     version: Version,
     percent: Annotated[float, typer.Option(min=0, max=100, help="Share of the callers; the same ones each time.")],
     baseline: Annotated[str, typer.Option(metavar="VERSION", help="What the others get. By default its parent.")] = "",
+    steps: Annotated[
+        str, typer.Option(metavar="PERCENT,…", help="Shares that it steps up to by itself; the last may be 100.")
+    ] = "",
+    step_s: Annotated[float, typer.Option("--step-seconds", min=0.1, help="How long each share is watched.")] = 60.0,
+    max_error_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of failed answers (5xx) above which it is taken back.")
+    ] = 0.05,
+    max_latency_ratio: Annotated[
+        float, typer.Option(min=0.1, help="Mean time over the baseline's above which it is taken back.")
+    ] = 2.0,
+    min_requests: Annotated[int, typer.Option(min=1, help="Answers before anything is concluded from them.")] = 20,
     nats_url: NatsUrl = "",
 ) -> None:
-    """A share of the callers gets this version, the others the baseline."""
+    """A share of the callers gets this version, the others the baseline.
+
+    Routers take it back when it fails or is slow, and pin the baseline. With --steps they also let it grow.
+    """
     from gati_cli import rollout as run
 
-    run.canary(_target(context, nats_url), handler, version, baseline, percent=percent, actor=current_actor())
+    run.canary(
+        _target(context, nats_url),
+        handler,
+        version,
+        baseline,
+        percent=percent,
+        steps=steps,
+        step_s=step_s,
+        max_error_rate=max_error_rate,
+        max_latency_ratio=max_latency_ratio,
+        min_requests=min_requests,
+        actor=current_actor(),
+    )
 
 
 @rollout.command()

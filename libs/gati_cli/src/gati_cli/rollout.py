@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import msgspec
 
@@ -41,7 +42,9 @@ def describe(rollout: Rollout, newest: str) -> str:
     if rollout.strategy == "pin":
         return f"all get {rollout.version}"
     if rollout.strategy == "canary":
-        return f"{rollout.percent:g} % of the callers get {rollout.version}, the others {rollout.baseline}"
+        ahead = ", ".join(f"{share:g} %" for share in rollout.steps)
+        growing = f"; then {ahead}, each after {rollout.step_s:g} s" if ahead else ""
+        return f"{rollout.percent:g} % of the callers get {rollout.version}, the others {rollout.baseline}{growing}"
     if rollout.strategy == "weighted":
         shares = [f"{share:g} % get {name}" for name, share in sorted(rollout.weights.items())]
         left = 100 - sum(rollout.weights.values())
@@ -63,8 +66,22 @@ def pin(target: Target, handler: str, version: str, *, actor: str) -> None:
     )
 
 
-def canary(target: Target, handler: str, version: str, baseline: str, *, percent: float, actor: str) -> None:
+def canary(
+    target: Target,
+    handler: str,
+    version: str,
+    baseline: str,
+    *,
+    percent: float,
+    steps: str,
+    step_s: float,
+    max_error_rate: float,
+    max_latency_ratio: float,
+    min_requests: int,
+    actor: str,
+) -> None:
     """A share of the callers one version, the others another."""
+    ahead = _steps(steps, percent)
 
     def make(timeline: Timeline) -> Rollout:
         chosen = _lasting(timeline, version)
@@ -73,9 +90,33 @@ def canary(target: Target, handler: str, version: str, baseline: str, *, percent
             raise CliError(f"{chosen} is the first version: name what the others get with --baseline", exit_code=2)
         if find_version(timeline, other).tsv == find_version(timeline, chosen).tsv:
             raise CliError(f"{chosen} and {other} are the same version", exit_code=2)
-        return Rollout(strategy="canary", version=chosen, baseline=other, percent=percent, actor=actor)
+        return Rollout(
+            strategy="canary",
+            version=chosen,
+            baseline=other,
+            percent=percent,
+            steps=ahead,
+            step_s=step_s,
+            max_error_rate=max_error_rate,
+            max_latency_ratio=max_latency_ratio,
+            min_requests=min_requests,
+            actor=actor,
+        )
 
     _set(target, handler, make)
+
+
+def _steps(text: str, percent: float) -> list[float]:
+    """Shares, each larger than the one before."""
+    try:
+        steps = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        steps = [-1.0]
+    if any(not before < after <= 100 for before, after in pairwise([percent, *steps])):
+        raise CliError(
+            f"--steps {text!r}: write shares that grow from {percent:g} on, for example 25,50,100", exit_code=2
+        )
+    return steps
 
 
 def weighted(target: Target, handler: str, shares: list[str], *, actor: str) -> None:

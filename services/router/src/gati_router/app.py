@@ -36,6 +36,7 @@ from gati_core.manifests import RouterBeat
 from gati_core.timescape import SweepPolicy, UsageCounter, fabric_usage
 from gati_core.wire import LANES, PROTOCOL, RoutingView, WorkItem, decode_cancel, decode_routing, encode, problem_reply
 from gati_router.advisories import AdvisoryMover
+from gati_router.canaries import Canaries
 from gati_router.catalogue import Catalogue
 from gati_router.settings import RouterSettings
 from gati_router.sweeping import RouterSweep
@@ -46,6 +47,7 @@ _LANE_SHARE = {"high": 0.5, "normal": 0.375, "low": 0.125}
 """Of the router's slots. A saturated router serves urgent lanes first and still serves the others."""
 _REMEMBER_CANCELS = 10_000
 _GOODBYE_S = 1.0
+_LOOK_AT_CANARIES_S = 1.0
 
 
 class RouterStats(msgspec.Struct):
@@ -103,9 +105,11 @@ class Router:
             every_s=settings.sweep_every_s,
             rollout_of=self.catalogue.rollout_of,
         )
+        config = KvBucket(fabric.connection, fabric.subjects.config_bucket)
+        self._canaries = Canaries(self.catalogue, config)
         self._is_draining = False
         self._beat_at = 0.0
-        self._counted_at = self._swept_at = self._loop.time()
+        self._counted_at = self._swept_at = self._looked_at = self._loop.time()
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -360,6 +364,9 @@ class Router:
         if now - self._swept_at > self._sweep.looks_every_s and self._connection.is_up:
             self._swept_at = now
             self._spawn(self._look_for_old_versions())
+        if now - self._looked_at > _LOOK_AT_CANARIES_S and self._connection.is_up:
+            self._looked_at = now
+            self._spawn(self._canaries.look())
         if now - self._beat_at > self._settings.heartbeat_s:
             self._beat_at = now
             self._spawn(self._beat())

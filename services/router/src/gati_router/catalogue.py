@@ -92,6 +92,7 @@ class Catalogue:
         self._remembered: tuple[PoolManifest, ...] = ()
         self._routes: tuple[Route, ...] = ()
         self._on_change: list[Callable[[], None]] = []
+        self._on_counts: list[Callable[[WorkerAnnouncement, WorkerAnnouncement], None]] = []
         self.table: RouteTable[Route] = RouteTable()
         self.malformed = 0
         self.rebuilds = 0
@@ -99,6 +100,10 @@ class Catalogue:
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever routes, versions or live pools changed."""
         self._on_change.append(listener)
+
+    def on_counts(self, listener: Callable[[WorkerAnnouncement, WorkerAnnouncement], None]) -> None:
+        """Call `listener(before, now)` whenever a worker announces itself again."""
+        self._on_counts.append(listener)
 
     # -- one request --------------------------------------------------------------------------
 
@@ -155,6 +160,9 @@ class Catalogue:
             return
         known = self._workers.get(key)
         self._workers[key] = _Worker(announcement, self._now())
+        if known is not None:
+            for listener in self._on_counts:
+                listener(known.announcement, announcement)
         if known is None or not known.serves_as(announcement):
             self._pools_changed()
 
@@ -208,6 +216,14 @@ class Catalogue:
     def rollout_of(self, app: str, handler: str) -> Rollout | None:
         """How the traffic of a handler is shared now; None where nobody has said."""
         return self._rollouts.get((app, handler))
+
+    def rollouts(self) -> dict[tuple[str, str], Rollout]:
+        """All rollouts, by app and handler."""
+        return dict(self._rollouts)
+
+    def timeline_of(self, app: str, handler: str) -> Timeline | None:
+        """The versions of a handler, as last seen."""
+        return self._timelines.get((app, handler))
 
     def expire(self) -> None:
         """Forget workers that have been silent too long. Call this now and then."""

@@ -35,6 +35,7 @@ from gati_core.errors import (
 from gati_core.fabric import Channel, DeliveryPort, Fabric
 from gati_core.fabric.topology import MAX_ATTEMPTS, WORK_ACK_WAIT_S
 from gati_core.lifecycle import HandlerRun, Lifecycle, Plan
+from gati_core.manifests import HandlerCounts
 from gati_core.wire import (
     Reply,
     WorkItem,
@@ -92,6 +93,7 @@ class Executor:
         self._deaf: set[asyncio.Task[None]] = set()
         self._done_slots: list[int] = []
         self.stats = ExecutionStats()
+        self.by_handler = {name: HandlerCounts() for name in self._plans}
 
     @property
     def abandoned(self) -> int:
@@ -333,8 +335,12 @@ class Executor:
     def _finish(self, running: Running, reply: Reply) -> None:
         stats = self.stats
         stats.replied += 1
+        counts = self.by_handler[running.item.handler]
+        counts.answers += 1
+        counts.seconds += self._loop.time() - running.began_at
         if reply.status >= 500:
             stats.failed += 1
+            counts.errors += 1
         reply_to = running.item.reply_to.encode()
         reply.headers += running.item.version_headers
         try:

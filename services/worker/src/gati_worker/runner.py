@@ -362,6 +362,7 @@ class Runner:
             health_notes=report.notes[:20] if report is not None else [],
             is_last_resort=report is not None and report.only_errors,
             abandoned=self.executor.abandoned,
+            counts={name: each for name, each in self.executor.by_handler.items() if each.answers},
         )
         ttl_s = max(2, int(self._settings.heartbeat_s * 4))
         await self._members.put(self._key, msgspec.json.encode(announcement), ttl_s=ttl_s)

@@ -39,6 +39,7 @@ class Running:
     """One request in this process; also what its run and its canceller share (`Control`)."""
 
     __slots__ = (
+        "began_at",
         "cancel_reason",
         "cancelled_at",
         "channel",
@@ -65,7 +66,7 @@ class Running:
         delivery: DeliveryPort,
         item: WorkItem,
         own_deadline_ms: float,
-        leased_at: float,
+        began_at: float,
         slot: int,
     ) -> None:
         self.executor = executor
@@ -74,7 +75,7 @@ class Running:
         self.own_deadline_ms = own_deadline_ms
         self.is_own_limit = own_deadline_ms < item.deadline_ms
         self.deadline_ms = own_deadline_ms if self.is_own_limit else float(item.deadline_ms)
-        self.leased_at = leased_at
+        self.began_at = self.leased_at = began_at
         self.slot = slot
         self.is_once = item.mode == "at_most_once"
         self.cancel_reason = ""

@@ -4,6 +4,7 @@ May import: `errors`, `wire`, `gtype`; the store alone also `fabric`, which does
 """
 
 from gati_core.manifests._announcement import (
+    HandlerCounts,
     PoolManifest,
     RouterBeat,
     WorkerAnnouncement,
@@ -88,6 +89,7 @@ __all__ = [
     "FabricBackend",
     "GTypeRefs",
     "GraphVersion",
+    "HandlerCounts",
     "HandlerManifest",
     "HealthCheck",
     "HookRecord",

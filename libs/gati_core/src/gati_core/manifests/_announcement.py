@@ -27,6 +27,16 @@ class PoolManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time at which this version was first announced; the newest live one gets the traffic."""
 
 
+class HandlerCounts(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one worker has answered for one handler since it started."""
+
+    answers: int = 0
+    errors: int = 0
+    """Of these, with a status from 500 on."""
+    seconds: float = 0.0
+    """From the start of each to its answer, all together."""
+
+
 class WorkerAnnouncement(msgspec.Struct, frozen=True, kw_only=True):
     """One live worker; key `worker.<pool>.<id>` in `{ns}_pools`, rewritten with every heartbeat."""
 
@@ -48,6 +58,8 @@ class WorkerAnnouncement(msgspec.Struct, frozen=True, kw_only=True):
     """Unhealthy, and only because so many of its requests fail: better than nothing, where there is nothing better."""
     abandoned: int = 0
     """Handlers that run on although their request is over: they do not react to being cancelled."""
+    counts: dict[str, HandlerCounts] = {}
+    """By handler; those that have answered anything."""
 
 
 class RouterBeat(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,7 +26,16 @@ from gati_core.timescape._registry import (
     timeline_key,
     timeline_names,
 )
-from gati_core.timescape._rollout import Rollout, is_chosen, read_rollout, rollout_key, rollout_names, share_of
+from gati_core.timescape._rollout import (
+    Observed,
+    Rollout,
+    is_chosen,
+    next_step,
+    read_rollout,
+    rollout_key,
+    rollout_names,
+    share_of,
+)
 from gati_core.timescape._sweep import Sweeper, SweepPolicy, SweepTurns, Verdict, classify, fabric_turns, plan_sweep
 from gati_core.timescape._timeline import (
     MAX_VERSIONS,
@@ -64,6 +73,7 @@ __all__ = [
     "Change",
     "Choice",
     "HandlerUsage",
+    "Observed",
     "Preference",
     "Registered",
     "Registry",
@@ -95,6 +105,7 @@ __all__ = [
     "is_chosen",
     "is_tsv",
     "memory_registry",
+    "next_step",
     "parse_tsv",
     "plan_sweep",
     "read_preference",

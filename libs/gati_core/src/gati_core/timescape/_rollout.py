@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from gati_core.errors import MalformedManifest
 from gati_core.wire.subjects import key_token, read_key_token
@@ -43,6 +44,66 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     actor: str = ""
     note: str = ""
     """Why it is as it is, for people."""
+
+
+class Observed(msgspec.Struct, kw_only=True):
+    """What was seen of a version in a while."""
+
+    answers: int = 0
+    errors: int = 0
+    """Of these, with a status from 500 on."""
+    seconds: float = 0.0
+    """Of all answers together."""
+
+    @property
+    def error_rate(self) -> float:
+        """Share of the answers."""
+        return self.errors / self.answers if self.answers else 0.0
+
+    @property
+    def mean_s(self) -> float:
+        """Of an answer."""
+        return self.seconds / self.answers if self.answers else 0.0
+
+
+_LATENCY_FLOOR_S = 0.001
+"""Below this nobody notices that something takes twice as long."""
+
+
+def next_step(
+    rollout: Rollout, canary: Observed, baseline: Observed, *, now_ms: int, is_newest: bool
+) -> Rollout | None:
+    """What becomes of a canary; None while it stays as it is.
+
+    Args:
+        canary, baseline: what was seen of both since the last step.
+        is_newest: whether the canary is the handler's newest version.
+    """
+    if rollout.strategy != "canary" or canary.answers < rollout.min_requests:
+        return None
+    fault = ""
+    if canary.error_rate > rollout.max_error_rate:
+        fault = f"{canary.errors} of {canary.answers} answers failed, more than {rollout.max_error_rate * 100:g} %"
+    elif baseline.answers >= rollout.min_requests and canary.mean_s > max(
+        baseline.mean_s * rollout.max_latency_ratio, _LATENCY_FLOOR_S
+    ):
+        fault = (
+            f"answers took {canary.mean_s * 1000:.1f} ms, more than {rollout.max_latency_ratio:g} times"
+            f" {baseline.mean_s * 1000:.1f} ms"
+        )
+    if fault:
+        note = f"the canary {rollout.version} was taken back at {rollout.percent:g} %: {fault}"
+        return Rollout(strategy="pin", version=rollout.baseline, stepped_ms=now_ms, actor="canary", note=note)
+    if not rollout.steps or now_ms - rollout.stepped_ms < rollout.step_s * 1000:
+        return None
+    percent = rollout.steps[0]
+    if percent < 100:
+        note = f"{canary.answers - canary.errors} of {canary.answers} answers were well at {rollout.percent:g} %"
+        return replace(rollout, percent=percent, steps=rollout.steps[1:], stepped_ms=now_ms, actor="canary", note=note)
+    note = f"the canary {rollout.version} has passed all its steps"
+    if is_newest:
+        return Rollout(strategy="all", stepped_ms=now_ms, actor="canary", note=note)
+    return Rollout(strategy="pin", version=rollout.version, stepped_ms=now_ms, actor="canary", note=note)
 
 
 def rollout_key(app: str, handler: str) -> str:
