@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -206,8 +208,18 @@ def _keep_writing(kinds: list[str], named: list[str], directory: Path, place: Pa
 
     print(f"watching {', '.join(sorted(map(str, sources)))}; Ctrl-C ends it", flush=True)
     is_first = True
+    stopping = threading.Event()
+
+    def interrupt(_number: int, _frame: object) -> None:
+        # Python drops an exception that arrives in a destructor; the event stays.
+        stopping.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     # What changes while the files are written for the first time must be seen: the first round is a timeout.
-    for changes in watch(*watched, watch_filter=is_source, rust_timeout=250, yield_on_timeout=True):
+    for changes in watch(
+        *watched, watch_filter=is_source, rust_timeout=250, yield_on_timeout=True, stop_event=stopping
+    ):
         if changes or is_first:
             is_first = False
             try:

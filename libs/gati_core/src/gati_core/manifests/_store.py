@@ -7,6 +7,7 @@ cannot be read, because a newer version of Gati wrote it, is reported and does n
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
@@ -32,6 +33,7 @@ MAX_DOCUMENT_BYTES = 512_000
 _ATTEMPTS = 20
 _SEEN_WITHIN_S = 5.0
 _MAX_PREFIXES = 10_000
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,9 +134,13 @@ class ManifestStore:
         return stored
 
     def manifest(self, app: str, handler_id: str, version: str = "") -> HandlerManifest | None:
-        """A version of a handler, or the newest one."""
+        """A version of a handler, or the newest one.
+
+        Args:
+            version: as it was stored: the TSV, or the manifest's fingerprint where it had none.
+        """
         if version:
-            return self._cached(_key("handler", app, handler_id, version), HandlerManifest)
+            return self._cached(_key("handler", app, handler_id, _short(version)), HandlerManifest)
         return next(reversed(self.manifest_versions(app, handler_id)), None)
 
     def manifest_versions(self, app: str, handler_id: str) -> list[HandlerManifest]:
@@ -379,7 +385,7 @@ def _without_places(manifest: HandlerManifest) -> HandlerManifest:
 
 def _short(version: str) -> str:
     """A version as keys have it; see `version_of`."""
-    return version if version.startswith("tsv:") else version[:16]
+    return version[:16] if _FINGERPRINT.fullmatch(version) is not None else version
 
 
 def _key(*parts: str) -> str:
