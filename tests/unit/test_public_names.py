@@ -148,6 +148,7 @@ NAMES = {
         "assert_body",
         "assert_response",
         "assert_status",
+        "check_round_trip",
         "create_fake_global_context",
         "create_fake_local_context",
         "create_mock_module",
