@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import _versions
 from _common import family, rss_mib
 from gati_core.fabric import EmbeddedBroker, free_port
 
@@ -39,12 +40,21 @@ class Stack(NamedTuple):
 
 
 @contextmanager
-def open_stack(folder: Path, settings: Mapping[str, str], *, checkout: Path | None = None) -> Iterator[Stack]:
+def open_stack(
+    folder: Path,
+    settings: Mapping[str, str],
+    *,
+    checkout: Path | None = None,
+    versions: int = 1,
+    renamed: bool = False,
+) -> Iterator[Stack]:
     """Broker, ingress, router and worker with the handlers of `bench_app.py`, until the end of the block.
 
     Args:
         settings: of the services, by the names of their variables; whatever else is set does not count.
         checkout: another working copy, with a `.venv` of its own, whose code is run instead.
+        versions: of the handlers that live at once, each in a child process of its own.
+        renamed: whether `/changed` is there as well, in three versions `v1`, `v2` and `v3` that translate.
     """
     python = sys.executable if checkout is None else str(checkout / ".venv" / "bin" / "python")
     app = (HERE if checkout is None else checkout / "benchmarks") / "bench_app.py"
@@ -62,19 +72,35 @@ def open_stack(folder: Path, settings: Mapping[str, str], *, checkout: Path | No
             "worker": ["gati_worker", "--source", str(app)],
         }
         processes = {}
-        for name, command in commands.items():
+
+        def start(name: str, command: list[str]) -> None:
             log = cleanup.enter_context((folder / f"{name}.log").open("w"))
             processes[name] = subprocess.Popen(
                 [python, "-m", *command], env=environment, stdout=log, stderr=log, start_new_session=True
             )
             cleanup.callback(_end, processes[name])
+
+        if versions > 1:
+            sources = _versions.unchanged(folder / "versions", versions)
+            commands["worker"] = ["gati_worker", *(word for path in sources for word in ("--source", str(path)))]
+        for name, command in commands.items():
+            start(name, command)
         try:
             wait_ready(f"http://127.0.0.1:{port}/hello/ada")
         except SystemExit as exc:
             logs = "".join(f"--- {name}\n{(folder / f'{name}.log').read_text()[-2000:]}\n" for name in processes)
             raise SystemExit(f"{exc}\n{logs}") from None
-        pids = {name: family(process.pid) for name, process in processes.items()}
-        yield Stack(port, {**pids, "broker": [broker.pid]})
+        if versions > 1:
+            asyncio.run(_versions.wait_live(broker.url, versions))
+        for number, path in enumerate(_versions.renamed_twice(folder / "renamed") if renamed else (), 1):
+            start(f"worker {number}", ["gati_worker", "--source", str(path)])
+            asyncio.run(_versions.wait_live(broker.url, versions + number))
+            asyncio.run(_versions.tag_newest(broker.url, "changed", "changed", f"v{number}"))
+        pids = {name: family(process.pid) for name, process in processes.items() if not name.startswith("worker")}
+        workers = [
+            pid for name, process in processes.items() if name.startswith("worker") for pid in family(process.pid)
+        ]
+        yield Stack(port, {**pids, "worker": workers, "broker": [broker.pid]})
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -86,15 +112,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(5)
 
 
-def wait_ready(url: str, body: bytes | None = None) -> None:
-    """Return at the first good answer; end the run when none comes."""
+def wait_ready(url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    """Return at the first good answer, with its headers; end the run when none comes."""
     give_up_at = time.monotonic() + READY_WITHIN_S
-    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    request = urllib.request.Request(url, body, {"content-type": "application/json", **(headers or {})})
     while True:
         try:
             with urllib.request.urlopen(request, timeout=2) as answer:
                 answer.read()
-            return
+                return cast("Mapping[str, str]", answer.headers)
         except OSError as exc:
             if time.monotonic() > give_up_at:
                 text = exc.read().decode(errors="replace") if isinstance(exc, urllib.error.HTTPError) else ""

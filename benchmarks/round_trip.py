@@ -6,6 +6,8 @@ broker, one ingress process, one router, and one worker (a supervisor with one c
 
     python benchmarks/round_trip.py
     python benchmarks/round_trip.py --connections 128 --route orders-again --json
+    python benchmarks/round_trip.py --versions 50    # with so many versions of the handlers alive
+    python benchmarks/round_trip.py --route two-hops # clients of an old version, and two transformers on the way
     python benchmarks/round_trip.py --floor PATH     # beside a script that measures the least possible
     python benchmarks/round_trip.py --against PATH   # beside another checkout, such as one of an older commit
 
@@ -42,7 +44,13 @@ POST = """wrk.method = "POST"
 wrk.body = '{"sku":"ada-42","quantity":3}'
 wrk.headers["Content-Type"] = "application/json"
 """
-ROUTES = {"orders": ("/orders", POST), "orders-again": ("/orders-again", POST), "hello": ("/hello/ada", "")}
+OLD_CLIENT = POST + 'wrk.headers["x-gati-version"] = "v1"\n'
+ROUTES = {
+    "orders": ("/orders", POST),
+    "orders-again": ("/orders-again", POST),
+    "hello": ("/hello/ada", ""),
+    "two-hops": ("/changed", OLD_CLIENT),
+}
 KEPT = 0.95
 """Of the other checkout's requests per second; the run fails below it."""
 QUIET_S = 0.3
@@ -70,14 +78,20 @@ class Row(NamedTuple):
 
 
 @contextmanager
-def open_product(folder: Path, route: str, *, checkout: Path | None = None) -> Iterator[Stack]:
+def open_product(folder: Path, route: str, *, checkout: Path | None = None, versions: int = 1) -> Iterator[Stack]:
     """Our own processes, or those of another checkout, on free ports, until the end of the block."""
     path, lua = ROUTES[route]
     name = "gati" if checkout is None else "other"
     script = folder / f"{name}.lua"
     script.write_text(lua)
-    with open_stack(folder / name, {}, checkout=checkout) as stack:
-        yield Stack(name, f"http://127.0.0.1:{stack.port}{path}", script, stack.pids)
+    renamed = route == "two-hops"
+    with open_stack(folder / name, {}, checkout=checkout, versions=versions, renamed=renamed) as stack:
+        url = f"http://127.0.0.1:{stack.port}{path}"
+        if renamed:
+            told = wait_ready(url, b'{"sku":"ada-42","quantity":3}', {"x-gati-version": "v1"})
+            if "x-gati-handler-version" not in told:
+                raise SystemExit("the old version ran itself: nothing was translated")
+        yield Stack(name, url, script, stack.pids)
 
 
 @contextmanager
@@ -191,6 +205,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements per row; the row shows medians")
     parser.add_argument("--warm-up", type=int, default=3, help="seconds of load at 32 connections beforehand")
     parser.add_argument("--route", choices=sorted(ROUTES), default="orders")
+    parser.add_argument("--versions", type=int, default=1, help="of the handlers that live at once")
     beside = parser.add_mutually_exclusive_group()
     beside.add_argument("--floor", type=Path, metavar="PATH", help="a floor script to measure in turn with ours")
     beside.add_argument(
@@ -208,8 +223,8 @@ def main() -> None:
             stacks.append(
                 cleanup.enter_context(open_product(folder, options.route, checkout=options.against.resolve()))
             )
-        stacks.append(cleanup.enter_context(open_product(folder, options.route)))
-        what = f"{options.seconds} s each; route {ROUTES[options.route][0]}"
+        stacks.append(cleanup.enter_context(open_product(folder, options.route, versions=options.versions)))
+        what = f"{options.seconds} s each; route {ROUTES[options.route][0]}; {options.versions} versions"
         output.header(header(warm_up=f"{options.warm_up} s", rounds=options.rounds, others=what))
         for stack in stacks:
             wrk(stack, 32, options.warm_up)

@@ -154,6 +154,18 @@ def test_a_draining_worker_gets_no_traffic(setup: _Setup) -> None:
     assert (setup.pool_at("/a"), setup.catalogue.live_pools) == ("shop-1", ("shop-1",))
 
 
+def test_a_pool_that_sleeps_is_live_and_is_to_be_woken_unless_one_of_its_workers_is_ready(setup: _Setup) -> None:
+    manifest = _pool("shop", "1", 10, "/a")
+    setup.announce("w1", manifest, state="asleep")
+    assert (setup.is_live("/a"), setup.target("/a").is_asleep) == (True, True)
+
+    setup.announce("w2", manifest)
+    assert not setup.target("/a").is_asleep
+
+    setup.announce("w2", manifest, state="draining")
+    assert setup.target("/a").is_asleep
+
+
 def test_a_pool_stays_live_while_only_one_of_its_workers_drains(setup: _Setup) -> None:
     manifest = _pool("shop", "1", 10, "/a")
     setup.announce("w1", manifest, state="draining")
@@ -248,7 +260,7 @@ MALFORMED = [
     b'{"worker":"w","manifest":{"app":"shop"}}',
     b'{"worker":"w.x","manifest":{"app":"shop","pool":"p","handlers":[]}}',
     b'{"worker":"w","protocol":2,"manifest":{"app":"shop","pool":"p","handlers":[]}}',
-    b'{"worker":"w","state":"asleep","manifest":{"app":"shop","pool":"p","handlers":[]}}',
+    b'{"worker":"w","state":"resting","manifest":{"app":"shop","pool":"p","handlers":[]}}',
     b'{"app":"shop","pool":"no spaces","handlers":[]}',
     b'{"app":"shop","pool":"p","protocol":99,"handlers":[]}',
 ]

@@ -94,8 +94,8 @@ def test_a_field_that_does_not_fit_is_malformed_and_named(path: tuple[str, ...],
         parse_pool_manifest(_changed(POOL, *path, to=to), key="k")
 
 
-@pytest.mark.parametrize("state", ["asleep", "", None])
-def test_a_worker_is_ready_or_draining_and_nothing_else(state: object) -> None:
+@pytest.mark.parametrize("state", ["resting", "", None])
+def test_a_worker_is_ready_draining_or_asleep_and_nothing_else(state: object) -> None:
     with pytest.raises(MalformedManifest, match="state"):
         parse_announcement(_changed(WORKER, "state", to=state), key="k")
 

@@ -3,83 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio.to_thread
-import httpx
 import pytest
 
 from gati_core.app.building import build_wheel
-from gati_core.app.publishing import PackageRecord, fabric_records
-from gati_core.fabric import Fabric, open_fabric
 from gati_core.timescape import fabric_registry, with_status
-from tests.helpers.gati_dev import gati
-from tests.helpers.processes import FabricUnderTest, running_fabric
+from tests.helpers.publishing import SOURCE, Shop, running_shop
 from tests.helpers.waiting import eventually
 from tests.helpers.wheels import read_zip, write_project, write_zip
-
-SOURCE = """
-import msgspec
-from gati_core import App, Request, Response
-
-app = App("shop")
-{top}
-
-class Order(msgspec.Struct):
-    {fields}
-
-
-@app.post("/published")
-async def order(req: Request[Order], res: Response[Order], gctx, lctx) -> None:
-    res.header("x-ran", "{name}").json(req.body)
-"""
-
-
-class Shop:
-    """A fabric whose worker hosts nothing of its own but an unrelated package, and a shop to publish."""
-
-    def __init__(self, fabric: FabricUnderTest, client: httpx.AsyncClient, inside: Fabric, directory: Path) -> None:
-        self.fabric = fabric
-        self.client = client
-        self.inside = inside
-        self.directory = directory
-
-    async def build(
-        self, version: str, *, fields: str = "sku: str", top: str = "", bottom: str = "", name: str = ""
-    ) -> Path:
-        source = SOURCE.format(fields=fields, top=top, name=name or version) + bottom
-        project = write_project(self.directory / f"project-{version}", version=version, source=source)
-        return (await anyio.to_thread.run_sync(build_wheel, project, self.directory / "dist")).path
-
-    async def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        settings = self.fabric.settings
-        environ = {"GATI_NATS_URL": settings.nats_url, "GATI_NAMESPACE": settings.namespace}
-        words = [str(each) for each in arguments]
-        return await anyio.to_thread.run_sync(lambda: gati(*words, directory=self.directory, environ=environ))
-
-    async def order(self, body: object = None, **headers: str) -> httpx.Response:
-        body = {"sku": "a"} if body is None else body
-        return await self.client.post("/published", json=body, headers=headers)
-
-    async def ran(self, **headers: str) -> str:
-        answer = await self.order(**headers)
-        return answer.headers.get("x-ran", str(answer.status_code))
-
-    async def record(self, version: str) -> PackageRecord | None:
-        return await fabric_records(self.inside).get("shop", version)
 
 
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
-    environment = {"GATI_WORKER_CACHE_DIR": str(tmp_path / "cache")}
-    async with (
-        running_fabric(tmp_path, environment=environment) as fabric,
-        fabric.client() as client,
-        open_fabric(fabric.settings, name="test") as inside,
-    ):
-        yield Shop(fabric, client, inside, tmp_path)
+    async with running_shop(tmp_path) as shop:
+        yield shop
 
 
 async def test_a_published_package_is_served_and_the_next_version_beside_it(shop: Shop) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from gati_cli._errors import CliError
 from gati_cli._options import Json, NatsUrl, Surroundings
+from gati_cli._snapshot_commands import snapshot
 from gati_cli._version_commands import current_actor, rollout, versions
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ dead = typer.Typer(
 )
 app.add_typer(dead, name="dead")
 
+versions.add_typer(snapshot, name="snapshot")
 app.add_typer(versions, name="versions")
 app.add_typer(rollout, name="rollout")
 

@@ -32,7 +32,8 @@ Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it i
 Force = Annotated[bool, typer.Option("--force", help="Also a version that a tag protects, or the newest one.")]
 
 
-def _target(context: typer.Context, nats_url: str) -> Target:
+def target_of(context: typer.Context, nats_url: str) -> Target:
+    """The fabric that a command is about."""
     from gati_cli.target import find_target
 
     around: Surroundings = context.obj
@@ -58,7 +59,7 @@ def list_versions(
     """List the versions of all handlers, the newest first, with their status, tags and requests."""
     from gati_cli import versions as run
 
-    run.list_versions(_target(context, nats_url), handler, everything=everything, as_json=as_json)
+    run.list_versions(target_of(context, nats_url), handler, everything=everything, as_json=as_json)
 
 
 @versions.command()
@@ -68,7 +69,7 @@ def show(
     """Show one version: what it is, who uses it, whether it breaks clients, and what happened to it."""
     from gati_cli import versions as run
 
-    run.show(_target(context, nats_url), handler, version, as_json=as_json)
+    run.show(target_of(context, nats_url), handler, version, as_json=as_json)
 
 
 @versions.command()
@@ -82,7 +83,7 @@ def tag(
     """Give a version a name that clients can ask for. `stable`, `production` and `latest` protect it."""
     from gati_cli import versions as run
 
-    run.tag(_target(context, nats_url), handler, version, label, actor=current_actor())
+    run.tag(target_of(context, nats_url), handler, version, label, actor=current_actor())
 
 
 @versions.command()
@@ -95,7 +96,7 @@ def untag(
     """Take a tag off its version."""
     from gati_cli import versions as run
 
-    run.untag(_target(context, nats_url), handler, label, actor=current_actor())
+    run.untag(target_of(context, nats_url), handler, label, actor=current_actor())
 
 
 @versions.command()
@@ -110,7 +111,7 @@ def diff(
     """Compare two versions of a handler. Exit code 1 if the change breaks clients."""
     from gati_cli import versions as run
 
-    raise typer.Exit(run.diff(_target(context, nats_url), handler, old, new, as_json=as_json))
+    raise typer.Exit(run.diff(target_of(context, nats_url), handler, old, new, as_json=as_json))
 
 
 @versions.command()
@@ -125,7 +126,7 @@ def deactivate(
     """End a version: routers send it nothing any more. Its clients get what the versioning guide says."""
     from gati_cli import versions as run
 
-    run.deactivate(_target(context, nats_url), handler, version, actor=current_actor(), reason=reason, force=force)
+    run.deactivate(target_of(context, nats_url), handler, version, actor=current_actor(), reason=reason, force=force)
 
 
 @versions.command()
@@ -135,7 +136,7 @@ def reactivate(
     """Take a deactivated version back; it serves as soon as a worker runs it."""
     from gati_cli import versions as run
 
-    run.reactivate(_target(context, nats_url), handler, version, actor=current_actor(), reason=reason)
+    run.reactivate(target_of(context, nats_url), handler, version, actor=current_actor(), reason=reason)
 
 
 @versions.command()
@@ -154,7 +155,7 @@ def deprecate(
     from gati_cli import versions as run
 
     run.deprecate(
-        _target(context, nats_url), handler, version, sunset=sunset, undo=undo, reason=reason, actor=current_actor()
+        target_of(context, nats_url), handler, version, sunset=sunset, undo=undo, reason=reason, actor=current_actor()
     )
 
 
@@ -175,7 +176,7 @@ def stub(
     from gati_cli import versions as run
 
     around: Surroundings = context.obj
-    run.stub(_target(context, nats_url), handler, version, package=package, directory=around.directory, output=output)
+    run.stub(target_of(context, nats_url), handler, version, package=package, directory=around.directory, output=output)
 
 
 @versions.command()
@@ -189,7 +190,7 @@ def keep(
     """Keep a version, however little it is used."""
     from gati_cli import versions as run
 
-    run.keep(_target(context, nats_url), handler, version, actor=current_actor(), wanted=not undo)
+    run.keep(target_of(context, nats_url), handler, version, actor=current_actor(), wanted=not undo)
 
 
 @versions.command("log")
@@ -203,7 +204,7 @@ def show_log(
     """Show what was changed, by whom and why, the oldest first."""
     from gati_cli import versions as run
 
-    run.show_log(_target(context, nats_url), handler, limit=limit, as_json=as_json)
+    run.show_log(target_of(context, nats_url), handler, limit=limit, as_json=as_json)
 
 
 @versions.command()
@@ -220,7 +221,7 @@ def sweep(
     from gati_cli import versions as run
 
     around: Surroundings = context.obj
-    run.sweep(_target(context, nats_url), around.environ, dry_run=dry_run, as_json=as_json)
+    run.sweep(target_of(context, nats_url), around.environ, dry_run=dry_run, as_json=as_json)
 
 
 @rollout.command("show")
@@ -228,7 +229,7 @@ def show_rollout(context: typer.Context, handler: Handler, nats_url: NatsUrl = "
     """Show who gets which version."""
     from gati_cli import rollout as run
 
-    run.show(_target(context, nats_url), handler, as_json=as_json)
+    run.show(target_of(context, nats_url), handler, as_json=as_json)
 
 
 @rollout.command("all")
@@ -236,7 +237,7 @@ def to_all(context: typer.Context, handler: Handler, nats_url: NatsUrl = "") -> 
     """Everybody gets the newest version, at once."""
     from gati_cli import rollout as run
 
-    run.to_all(_target(context, nats_url), handler, actor=current_actor())
+    run.to_all(target_of(context, nats_url), handler, actor=current_actor())
 
 
 @rollout.command()
@@ -244,7 +245,7 @@ def pin(context: typer.Context, handler: Handler, version: Version, nats_url: Na
     """Everybody gets this version, whatever is newer. A tag stays a tag: it may be moved later."""
     from gati_cli import rollout as run
 
-    run.pin(_target(context, nats_url), handler, version, actor=current_actor())
+    run.pin(target_of(context, nats_url), handler, version, actor=current_actor())
 
 
 @rollout.command()
@@ -274,7 +275,7 @@ def canary(
     from gati_cli import rollout as run
 
     run.canary(
-        _target(context, nats_url),
+        target_of(context, nats_url),
         handler,
         version,
         baseline,
@@ -300,4 +301,4 @@ def weighted(
     """Share the callers among several versions."""
     from gati_cli import rollout as run
 
-    run.weighted(_target(context, nats_url), handler, shares, actor=current_actor())
+    run.weighted(target_of(context, nats_url), handler, shares, actor=current_actor())

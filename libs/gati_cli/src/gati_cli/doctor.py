@@ -212,7 +212,7 @@ def member_checks(pools: Mapping[str, bytes], manifests: Mapping[str, bytes]) ->
     else:
         checks.append(Check("routers", "fail", "none is alive: every request is answered 503", _START_IT))
     ready: list[str] = []
-    draining, each_worker = 0, []
+    draining, asleep, each_worker = 0, 0, []
     for key, value in sorted(pools.items()):
         if not key.startswith("worker."):
             continue
@@ -224,10 +224,13 @@ def member_checks(pools: Mapping[str, bytes], manifests: Mapping[str, bytes]) ->
             continue
         if announcement.state == "ready":
             ready.append(announcement.manifest.pool)
+        elif announcement.state == "asleep":
+            asleep += 1
         else:
             draining += 1
         each_worker.append(worker_check(announcement))
     detail = f"{len(ready)} alive" + (f", {draining} draining" if draining else "")
+    detail += f", {asleep} asleep" if asleep else ""
     if ready:
         detail += ": " + ", ".join(f"{pool} ×{ready.count(pool)}" for pool in sorted(set(ready)))
         checks.append(Check("workers", "ok", detail))
@@ -247,7 +250,7 @@ def worker_check(announcement: WorkerAnnouncement) -> Check:
     health = announcement.health
     detail = (
         f"{announcement.manifest.pool} {announcement.worker} (process {announcement.pid} on {announcement.host}):"
-        f" {'draining, ' if announcement.state == 'draining' else ''}{health},"
+        f" {'' if announcement.state == 'ready' else announcement.state + ', '}{health},"
         f" {announcement.in_flight} of {announcement.capacity} in flight,"
         f" {announcement.handled} answered, {announcement.failed} failed"
     )

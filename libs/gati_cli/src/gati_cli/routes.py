@@ -33,6 +33,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     pool: str
     version: str
     workers: int
+    """Processes that serve it now; 0 while its version is asleep."""
     is_live: bool
     hooks: int = 0
     """Hooks that run around the handler: those of its package and those of its route."""
@@ -60,7 +61,8 @@ def build_report(pools: Mapping[str, bytes], manifests: Mapping[str, bytes]) -> 
     announcements = _readable(pools, "worker.", parse_announcement, malformed)
     current = _readable(manifests, "current.", parse_pool_manifest, malformed)
     live, remembered = pools_in_order(announcements, current)
-    workers = Counter(each.manifest.pool for each in announcements if each.state == "ready")
+    workers = Counter({each.manifest.pool: 0 for each in announcements if each.state == "asleep"})
+    workers.update(each.manifest.pool for each in announcements if each.state == "ready")
     ordered = live + remembered
     routes = sorted(_routes(ordered, workers), key=lambda route: (route.path, route.method, bool(route.shadowed_by)))
     return RouteReport(routes, malformed)
@@ -173,6 +175,8 @@ def _table(routes: list[Route]) -> Table:
         table.add_column(column, overflow="fold", no_wrap=column in ("METHOD", "STATE", "DELIVERY"))
     for route in routes:
         state = "[green]live[/]" if route.is_live else "[red]no worker[/]"
+        if route.is_live and not route.workers:
+            state = "[green]asleep[/]"
         if route.shadowed_by:
             state = "[yellow]conflict[/]"
         handler = f"{route.app}:{route.handler}"

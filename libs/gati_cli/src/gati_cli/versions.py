@@ -15,8 +15,9 @@ from gati_cli.diff import types_of as types_in
 from gati_cli.packages import read_reports
 from gati_cli.routes import no_fabric
 from gati_cli.target import Target, with_fabric
+from gati_core.app.publishing import PackageRecord, fabric_records
 from gati_core.app.stubs import transformer_stub
-from gati_core.errors import GatiError, RequestError, TopologyError
+from gati_core.errors import GatiError, RequestError, TagNotFound, TopologyError, VersionNotFound
 from gati_core.fabric import Fabric, stream_state
 from gati_core.fabric.inspection import read_bucket
 from gati_core.gtype.diff import Diff, render
@@ -148,7 +149,7 @@ def list_versions(target: Target, handler: str, *, everything: bool, as_json: bo
 
     rows = run_on(target, read)
     if as_json:
-        _print_json([_told(row) for row in rows])
+        print_json([_told(row) for row in rows])
         return
     if not rows:
         print("no versions yet: no handler package has announced itself")
@@ -205,20 +206,31 @@ def _notes(row: VersionRow) -> list[str]:
 
 
 def show(target: Target, handler: str, version: str, *, as_json: bool) -> None:
-    """Print all about one version."""
+    """Print all about one version; of a package that never ran, why it does not."""
 
-    async def read(fabric: Fabric) -> tuple[VersionRow, list[Change]]:
-        registry = fabric_registry(fabric)
+    async def read(fabric: Fabric) -> PackageRecord | tuple[VersionRow, list[Change], PackageRecord | None]:
+        registry, records = fabric_registry(fabric), fabric_records(fabric)
         timeline = await find_handler(registry, handler)
-        found = find_version(timeline, version)
+        try:
+            found = find_version(timeline, version)
+        except (TagNotFound, VersionNotFound):
+            unborn = await records.get(timeline.app, version.removeprefix("v"))
+            if unborn is None or timeline.handler not in unborn.handlers:
+                raise
+            return unborn
+        package = await records.get(timeline.app, found.package) if found.package else None
         usage = await fabric_usage(fabric).read(timeline.app, timeline.handler)
         row = next(each for each in _rows(timeline, usage) if each.version.tsv == found.tsv)
         changes = await registry.changes(timeline.app, timeline.handler, at_most=1000)
-        return row, [each for each in changes if each.tsv == found.tsv]
+        return row, [each for each in changes if each.tsv == found.tsv], package
 
-    row, changes = run_on(target, read)
+    told = run_on(target, read)
+    if isinstance(told, PackageRecord):
+        _show_package(told, as_json=as_json)
+        return
+    row, changes, package = told
     if as_json:
-        _print_json({**_told(row), "changes": changes})
+        print_json({**_told(row), "changes": changes, "published": package})
         return
     found = row.version
     print(f"{row.app}:{row.handler} {found.tsv}")
@@ -227,6 +239,8 @@ def show(target: Target, handler: str, version: str, *, as_json: bool) -> None:
         ("status", found.status + (" (the newest)" if row.is_newest else "")),
         ("by hand", found.override),
         ("package", found.package),
+        ("published", f"{moment(package.published_ms // 1000)} by {package.actor}" if package is not None else ""),
+        ("trouble", package.trouble if package is not None else ""),
         ("tags", ", ".join(row.tags)),
         ("fingerprint", found.fingerprint),
         ("registered", moment(found.registered_ms // 1000)),
@@ -243,6 +257,23 @@ def show(target: Target, handler: str, version: str, *, as_json: bool) -> None:
         print(f"  {_line(change)}")
 
 
+def _show_package(record: PackageRecord, *, as_json: bool) -> None:
+    """A package whose handlers have not become versions."""
+    if as_json:
+        print_json({"package": record})
+        return
+    print(f"{record.app} {record.version} is no version: the package has not started")
+    for name, value in (
+        ("state", record.state),
+        ("published", f"{moment(record.published_ms // 1000)} by {record.actor}"),
+        ("told by", record.told_by),
+        ("where", record.where),
+        ("error", record.error.replace("\n", "\n" + " " * 18)),
+    ):
+        if value:
+            print(f"  {name:<16}{value}")
+
+
 def show_log(target: Target, handler: str, *, limit: int, as_json: bool) -> None:
     """Print the change log."""
 
@@ -255,7 +286,7 @@ def show_log(target: Target, handler: str, *, limit: int, as_json: bool) -> None
 
     changes = run_on(target, read)
     if as_json:
-        _print_json(changes)
+        print_json(changes)
         return
     for change in changes:
         print(_line(change, with_version=True))
@@ -292,7 +323,7 @@ def diff(target: Target, handler: str, old: str, new: str, *, as_json: bool) -> 
 
     before, after, found = run_on(target, read)
     if as_json:
-        _print_json({"old": before, "new": after, "diff": found})
+        print_json({"old": before, "new": after, "diff": found})
     else:
         print(f"{before} → {after}")
         print(
@@ -460,7 +491,7 @@ def sweep(target: Target, environ: Mapping[str, str], *, dry_run: bool, as_json:
 
     verdicts = run_on(target, run)
     if as_json:
-        _print_json(verdicts)
+        print_json(verdicts)
         return
     table = new_table("HANDLER", "VERSION", "BEFORE", "NOW", "REASON", "SPARED BECAUSE")
     for each in verdicts:
@@ -502,5 +533,6 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
-def _print_json(document: object) -> None:
+def print_json(document: object) -> None:
+    """Print a document as JSON for programs and people."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")

@@ -15,7 +15,7 @@ from gati_core.fabric import open_fabric
 from gati_core.ids import new_instance_id
 from gati_core.observe import set_up_logging, settle_garbage_collector
 from gati_core.settings import FabricSettings, fabric_from_env, from_env
-from gati_core.timescape import SweepPolicy
+from gati_core.timescape import SnapshotPolicy, SweepPolicy
 from gati_router.app import Router
 from gati_router.settings import RouterSettings
 
@@ -23,11 +23,15 @@ log = structlog.get_logger(__name__)
 _DRAIN_GRACE_S = 5.0
 
 
-async def run(settings: RouterSettings, fabric_settings: FabricSettings, sweep: SweepPolicy) -> None:
+async def run(
+    settings: RouterSettings, fabric_settings: FabricSettings, sweep: SweepPolicy, snapshots: SnapshotPolicy
+) -> None:
     """Route until SIGINT or SIGTERM."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_fabric(fabric_settings, name="gati-router") as fabric:
-            router = Router(settings=settings, fabric=fabric, router_id=new_instance_id(), sweep=sweep)
+            router = Router(
+                settings=settings, fabric=fabric, router_id=new_instance_id(), sweep=sweep, snapshots=snapshots
+            )
             await router.start()
             settle_garbage_collector()
             log.info("router_started", router=router.id, namespace=fabric_settings.namespace)
@@ -44,7 +48,8 @@ def main() -> None:
         settings = from_env(RouterSettings, "GATI_ROUTER_", os.environ)
         set_up_logging(service="router", level=settings.log_level, log_format=settings.log_format)
         sweep = from_env(SweepPolicy, "GATI_SWEEP_", os.environ)
-        uvloop.run(run(settings, fabric_from_env(os.environ), sweep))
+        snapshots = from_env(SnapshotPolicy, "GATI_SNAPSHOT_", os.environ)
+        uvloop.run(run(settings, fabric_from_env(os.environ), sweep, snapshots))
     except GatiError as exc:
         print(f"gati-router: {exc}", file=sys.stderr)
         sys.exit(2 if exc.code.startswith("settings") else 1)

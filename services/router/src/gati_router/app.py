@@ -33,12 +33,13 @@ from gati_core.errors import (
 from gati_core.fabric import DeliveryPort, Fabric, KvBucket, KvView, PublisherPort, PullConsumer
 from gati_core.fabric.topology import MAX_ATTEMPTS, REQ_ACK_WAIT_S
 from gati_core.manifests import RouterBeat
-from gati_core.timescape import SweepPolicy, UsageCounter, fabric_usage
+from gati_core.timescape import SnapshotPolicy, SweepPolicy, UsageCounter, fabric_usage
 from gati_core.wire import LANES, PROTOCOL, RoutingView, WorkItem, decode_cancel, decode_routing, encode, problem_reply
 from gati_router.advisories import AdvisoryMover
 from gati_router.canaries import Canaries
 from gati_router.catalogue import Catalogue
 from gati_router.settings import RouterSettings
+from gati_router.snapshotting import RouterSnapshots
 from gati_router.sweeping import RouterSweep
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,8 @@ _LANE_SHARE = {"high": 0.5, "normal": 0.375, "low": 0.125}
 """Of the router's slots. A saturated router serves urgent lanes first and still serves the others."""
 _REMEMBER_CANCELS = 10_000
 _GOODBYE_S = 1.0
+_WAKE_AGAIN_S = 0.25
+_REMEMBER_WAKES = 1000
 _LOOK_AT_CANARIES_S = 1.0
 
 
@@ -77,7 +80,13 @@ class Router:
     """One router process. `start`, then `drain`."""
 
     def __init__(
-        self, *, settings: RouterSettings, fabric: Fabric, router_id: str, sweep: SweepPolicy | None = None
+        self,
+        *,
+        settings: RouterSettings,
+        fabric: Fabric,
+        router_id: str,
+        sweep: SweepPolicy | None = None,
+        snapshots: SnapshotPolicy | None = None,
     ) -> None:
         self._settings = settings
         self._fabric = fabric
@@ -94,6 +103,7 @@ class Router:
         self._views: list[KvView] = []
         self._parked: dict[str, _Parked] = {}
         self._cancelled: dict[str, None] = {}
+        self._woken: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
         self._mover = AdvisoryMover(fabric)
@@ -105,6 +115,7 @@ class Router:
             every_s=settings.sweep_every_s,
             rollout_of=self.catalogue.rollout_of,
         )
+        self._snapshots = RouterSnapshots(fabric, snapshots or SnapshotPolicy(), router_id=router_id)
         config = KvBucket(fabric.connection, fabric.subjects.config_bucket)
         self._canaries = Canaries(self.catalogue, config)
         self._is_draining = False
@@ -234,6 +245,8 @@ class Router:
         if choice.hops:
             work.hops = list(choice.hops)
             work.fallback = choice.fallback.subject.decode() if choice.fallback is not None else ""
+        if target.is_asleep:
+            self._wake(target.pool)
         delivery.context = view
         # A router that dies between this publish and the ack of the request leaves a redelivery
         # behind; for handlers that must not run twice the stream drops it by the request's id.
@@ -242,6 +255,13 @@ class Router:
             self._publisher.publish(target.subject, encode(work), self._on_published, delivery, message_id=message_id)
         except GatiError as exc:
             self._on_published(delivery, exc)
+
+    def _wake(self, pool: str) -> None:
+        """Have a worker of the pool started. Its supervisor also looks for itself, in case this gets lost."""
+        now = self._loop.time()
+        if now - self._woken.get(pool, float("-inf")) > _WAKE_AGAIN_S:
+            self._woken[pool] = now
+            self._connection.publish_or_hold(self._fabric.subjects.wake(pool).encode(), b"")
 
     def _on_published(self, delivery: DeliveryPort, error: GatiError | None) -> None:
         if error is None:
@@ -358,6 +378,8 @@ class Router:
             self.catalogue.expire()
         else:
             self.catalogue.reprieve()
+        if len(self._woken) > _REMEMBER_WAKES:
+            self._woken.clear()
         if now - self._counted_at > self._settings.usage_every_s:
             self._counted_at = now
             self._spawn(self._count())
@@ -375,7 +397,8 @@ class Router:
         await self._usage.flush()
 
     async def _look_for_old_versions(self) -> None:
-        await self._sweep.run_if_due()
+        if await self._sweep.run_if_due():
+            await self._snapshots.run()
 
     async def _beat(self) -> None:
         self._beat_at = self._loop.time()

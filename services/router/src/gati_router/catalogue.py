@@ -88,6 +88,7 @@ class Catalogue:
         self._offers: dict[_Names, list[Target]] = {}
         self._fallen: dict[_Names, Target] = {}
         self._shaky: frozenset[str] = frozenset()
+        self._asleep: frozenset[str] = frozenset()
         self._live: tuple[PoolManifest, ...] = ()
         self._remembered: tuple[PoolManifest, ...] = ()
         self._routes: tuple[Route, ...] = ()
@@ -245,7 +246,7 @@ class Catalogue:
 
     @property
     def live_pools(self) -> tuple[str, ...]:
-        """Pools with at least one ready and healthy worker, newest first."""
+        """Pools with at least one healthy worker that is ready or can be woken, newest first."""
         return tuple(pool.pool for pool in self._live)
 
     @property
@@ -261,16 +262,20 @@ class Catalogue:
         live, known = tuple(ordered), tuple(remembered)
         sound = {worker.announcement.manifest.pool for worker in usable if not worker.is_shaky}
         shaky = frozenset(pool.pool for pool in live if pool.pool not in sound)
-        if live == self._live and known == self._remembered and shaky == self._shaky:
+        awake = {each.announcement.manifest.pool for each in usable if each.announcement.state == "ready"}
+        asleep = frozenset(pool.pool for pool in live if pool.pool not in awake)
+        before_that = (self._live, self._remembered, self._shaky, self._asleep)
+        if (live, known, shaky, asleep) == before_that:
             return
-        self._shaky = shaky
+        self._shaky, self._asleep = shaky, asleep
         before = {pool.app for pool in (*self._live, *self._remembered)}
         self._live, self._remembered = live, known
         self._offers, self._fallen = {}, {}
         for rank, pool in enumerate(live):
             for each in pool.handlers:
                 offered = self._offers.setdefault((pool.app, each.id), [])
-                offered.append(Target(self._subjects, pool, each, rank=rank, is_shaky=pool.pool in shaky))
+                is_shaky, is_asleep = pool.pool in shaky, pool.pool in asleep
+                offered.append(Target(self._subjects, pool, each, rank=rank, is_shaky=is_shaky, is_asleep=is_asleep))
         for rank, pool in enumerate(known, len(live)):
             for each in pool.handlers:
                 self._fallen.setdefault((pool.app, each.id), Target(self._subjects, pool, each, rank=rank))

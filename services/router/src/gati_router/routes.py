@@ -17,6 +17,7 @@ class Target:
         "app",
         "fingerprint",
         "handler",
+        "is_asleep",
         "is_once",
         "is_shaky",
         "methods",
@@ -37,6 +38,7 @@ class Target:
         *,
         rank: int,
         is_shaky: bool = False,
+        is_asleep: bool = False,
     ) -> None:
         self.app = pool.app
         self.pool = pool.pool
@@ -44,6 +46,8 @@ class Target:
         """The place of its pool: 0 is the newest."""
         self.is_shaky = is_shaky
         """Whether most of what its pool did lately failed."""
+        self.is_asleep = is_asleep
+        """Whether its pool has to be woken when there is work for it."""
         self.handler = handler.id
         self.methods = tuple(handler.methods)
         self.path = handler.path
@@ -73,6 +77,7 @@ class Target:
             self.pool,
             self.rank,
             self.is_shaky,
+            self.is_asleep,
             self.handler,
             self.methods,
             self.path,

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import anyio
 import msgspec
@@ -71,12 +73,20 @@ class Child:
         return self._process.returncode is None
 
     async def assign(
-        self, spec: PackageSpec, settings: WorkerSettings, fabric: FabricSettings, *, wheel: Path | None = None
+        self,
+        spec: PackageSpec,
+        settings: WorkerSettings,
+        fabric: FabricSettings,
+        *,
+        wheel: Path | None = None,
+        purpose: Literal["serve", "decommission"] = "serve",
+        within_s: float = 0.0,
     ) -> Status:
-        """Hand it a package; returns what it says: ready, or why not.
+        """Hand it a package; returns what it says: ready or done, or why not.
 
         Args:
             wheel: what it was installed from.
+            within_s: what it may need beside the usual.
         """
         fd, name = tempfile.mkstemp(prefix=f"gati-{spec.name}-", suffix=".ledger")
         os.close(fd)
@@ -90,13 +100,14 @@ class Child:
             status_fd=self._status_fd,
             worker=self.worker_id,
             wheel=str(wheel) if wheel is not None else "",
+            purpose=purpose,
         )
         status = Status(event="failed", error="the worker process ended before it was ready")
         try:
             if self._process.stdin is not None:
                 self._process.stdin.write(msgspec.json.encode(assignment) + b"\n")
                 await self._process.stdin.drain()
-            with anyio.move_on_after(settings.ready_within_s) as limit:
+            with anyio.move_on_after(settings.ready_within_s + within_s) as limit:
                 while line := await self._status.readline():
                     said = msgspec.json.decode(line, type=Status)
                     if said.event != "preparing":
@@ -111,17 +122,23 @@ class Child:
             self.ready = status
         return status
 
-    async def worn_out(self) -> None:
-        """Return once it asks to be replaced; it asks once and serves on. Waits for ever where it never does."""
+    async def worn_out(self, on_other: Callable[[Status], None]) -> None:
+        """Return once it asks to be replaced; it serves on. Waits for ever where it never does.
+
+        Args:
+            on_other: hears of all else that it says.
+        """
         while True:
             line = await self._status.readline()
             if not line:  # it has ended, which `wait` says
                 await asyncio.Event().wait()
             try:
-                if msgspec.json.decode(line, type=Status).event == "worn_out":
-                    return
+                said = msgspec.json.decode(line, type=Status)
             except msgspec.DecodeError:
                 continue
+            if said.event == "worn_out":
+                return
+            on_other(said)
 
     async def wait(self) -> int:
         """Wait for its end; returns the exit code (negative: the signal that ended it)."""

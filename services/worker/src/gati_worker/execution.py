@@ -275,6 +275,8 @@ class Executor:
             log.error("fallback_failed", request_id=item.request_id, error=str(exc))
             self._finish(running, problem_reply(error.for_clients(), item.request_id))
             return
+        subjects = self._fabric.subjects
+        self._fabric.connection.publish_or_hold(subjects.wake(subjects.pool_of(item.fallback)).encode(), b"")
         self._drop(running)
 
     def _conclude(self, running: Running, reply: Reply | None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import random
 import signal
 import socket
 import sys
@@ -30,8 +31,8 @@ from gati_core.app.inspection import report_on
 from gati_core.app.packages import LoadError, PackageSpec, fingerprint, load
 from gati_core.app.versioning import PackageVersions
 from gati_core.app.wheels import check_report, read_wheel
-from gati_core.contexts import Bucket, GlobalContext, Instance, TopicHost, Topics
-from gati_core.errors import GatiError, MessageTooLarge, PackageError, TransientError
+from gati_core.contexts import Bucket, GlobalContext, Instance, TopicHost, Topics, memory_used
+from gati_core.errors import GatiError, MessageTooLarge, PackageError, SchemaError, TransientError
 from gati_core.fabric import ChannelHost, Fabric, KvBucket, PullConsumer, open_fabric
 from gati_core.fabric.topics import FabricTopics
 from gati_core.lifecycle import HandlerThreads, Lifecycle, Observers, watch_tasks
@@ -43,13 +44,15 @@ from gati_core.wire import StoredRun, TraceRecord, encode
 from gati_worker.duties import ProcessDuties, first_config
 from gati_worker.execution import Executor
 from gati_worker.ledger import CrashLedger
-from gati_worker.schemas import activate_schemas, schema_user
+from gati_worker.schemas import activate_schemas, decommission_schemas, schema_user
 from gati_worker.settings import WorkerSettings
 from gati_worker.watchdog import known_code, open_watchdog
 
 log = structlog.get_logger(__name__)
 
 _SPENT = 4
+_WEIGH_EVERY_S = 1.0
+_ASK_AGAIN_S = 30.0
 _MAX_STORED_RUN = 512 * 1024
 
 
@@ -65,12 +68,15 @@ class Assignment(msgspec.Struct, kw_only=True):
     """The id under which it announces itself: the supervisor takes that down if the child cannot."""
     wheel: str = ""
     """What the package was installed from, if it was published."""
+    purpose: Literal["serve", "decommission"] = "serve"
 
 
 class Status(msgspec.Struct, kw_only=True):
     """What a child tells its supervisor."""
 
-    event: Literal["ready", "failed", "worn_out", "preparing"]
+    event: Literal["ready", "failed", "worn_out", "preparing", "idle", "crashing", "steady", "done"]
+    """`idle`: no request for `idle_s`. `crashing` and `steady` come from the supervisor: it has died again and again,
+    and no longer does. `done`: what was asked for besides serving."""
     pool: str = ""
     worker: str = ""
     routes: list[str] = []
@@ -96,6 +102,7 @@ class Runner:
         ledger: CrashLedger,
         environ: Mapping[str, str],
         on_progress: Callable[[float], None] = lambda _seconds: None,
+        on_idle: Callable[[], None] = lambda: None,
         is_published: bool = False,
     ) -> None:
         self.app = app
@@ -109,6 +116,7 @@ class Runner:
         self._ledger = ledger
         self._environ = environ
         self._on_progress = on_progress
+        self._on_idle = on_idle
         self._is_published = is_published
         self._started_ms = time.time_ns() // 1_000_000
         self._manifest = PoolManifest(app=app.name, pool=pool, version=spec.version, handlers=[])
@@ -118,8 +126,13 @@ class Runner:
         self._beat_at = 0.0
         self._beats: asyncio.Task[None] | None = None
         self._executor: Executor | None = None
+        self._most_requests = settings.max_requests + random.randrange(settings.max_requests // 10 + 1)  # noqa: S311
+        self._weighed_at = 0.0
+        self._busy_at = 0.0
+        self._seen = -1
         self.worn_out = asyncio.Event()
-        """Set when too many handlers run on after their cancellation: this process should be replaced."""
+        """Set when this process should be replaced: too many handlers run on after their cancellation, or it has
+        served or grown as much as it may."""
         self.is_spent = asyncio.Event()
         """Set when there are twice as many: it leaves, replaced or not."""
 
@@ -328,11 +341,35 @@ class Runner:
         if abandoned >= limit and not self.worn_out.is_set():
             log.error("worker_worn_out", abandoned=abandoned, hint="this process is being replaced")
             self.worn_out.set()
+        self._look_at_age(now)
+        self._look_for_work(now)
         if abandoned >= 2 * limit:
             self.is_spent.set()
         if now - self._beat_at > self._settings.heartbeat_s and (self._beats is None or self._beats.done()):
             self._beat_at = now
             self._beats = asyncio.get_running_loop().create_task(self._announce_quietly())
+
+    def _look_at_age(self, now: float) -> None:
+        """Whether it has served or grown as much as it may."""
+        settings, handled = self._settings, self.executor.stats.replied
+        if self.worn_out.is_set() or now - self._weighed_at < _WEIGH_EVERY_S:
+            return
+        self._weighed_at = now
+        if settings.max_requests and handled >= self._most_requests:
+            log.info("worker_recycled", handled=handled, max_requests=settings.max_requests)
+            self.worn_out.set()
+        elif settings.max_rss_mb and (used := memory_used() or 0) > settings.max_rss_mb * 1024 * 1024:
+            log.warning("worker_recycled", rss_mb=used // (1024 * 1024), max_rss_mb=settings.max_rss_mb)
+            self.worn_out.set()
+
+    def _look_for_work(self, now: float) -> None:
+        """Say so when there was none for long. What listens to topics has work of another kind."""
+        executor = self.executor
+        if executor.in_flight or len(self._channels) or executor.stats.replied != self._seen or self.app.subscribers:
+            self._seen, self._busy_at = executor.stats.replied, now
+        elif self._settings.idle_s and now - self._busy_at > self._settings.idle_s:
+            self._busy_at = now
+            self._on_idle()
 
     def _tick_requests(self, now: float) -> None:
         self.executor.tick(now)
@@ -397,6 +434,7 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
             worker_id=assignment.worker,
             environ=os.environ,
             is_published=bool(assignment.wheel),
+            on_idle=lambda: _tell(assignment.status_fd, Status(event="idle", pool=pool)),
             on_progress=lambda seconds: _tell(
                 assignment.status_fd, Status(event="preparing", pool=pool, within_s=seconds)
             ),
@@ -420,9 +458,41 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
 
 
 async def _ask_for_replacement(runner: Runner, status_fd: int) -> None:
-    """The supervisor starts another child and drains this one when that is ready, as after a change."""
+    """The supervisor starts another child and drains this one when that is ready, as after a change.
+
+    A child that could not be started does not make this one any younger, so it asks again.
+    """
     await runner.worn_out.wait()
-    _tell(status_fd, Status(event="worn_out", pool=runner.pool, worker=runner.id))
+    while True:
+        _tell(status_fd, Status(event="worn_out", pool=runner.pool, worker=runner.id))
+        await asyncio.sleep(_ASK_AGAIN_S)
+
+
+async def _decommission(assignment: Assignment, app: App, pool: str) -> None:
+    """End what a version that has ended used beside its requests; no worker of it may be left.
+
+    Raises:
+        SchemaError: a rollback failed; it can be tried again.
+    """
+    async with open_fabric(assignment.fabric, name=f"gati-worker {assignment.spec.name}", ensure=False) as fabric:
+        members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
+        prefix = fabric.subjects.member_key("worker", pool, "")
+        with anyio.fail_after(assignment.settings.drain_grace_s + 2 * assignment.settings.shutdown_hooks_s + 10):
+            while True:
+                if not any(key.startswith(prefix) for key in await members.keys()):
+                    break
+                await anyio.sleep(0.2)
+        results = await decommission_schemas(
+            fabric,
+            app,
+            user=schema_user(assignment.spec, app.name, pool),
+            actor=f"worker:{assignment.worker}",
+            environ=os.environ,
+        )
+    failed = next((each for each in results if not each.success), None)
+    if failed is not None:
+        raise SchemaError(failed.error, schema=failed.schema, script=failed.failed_script)
+    _tell(assignment.status_fd, Status(event="done", pool=pool))
 
 
 def _check_wheel(app: App, wheel: Path) -> None:
@@ -489,10 +559,13 @@ def main() -> None:
         if assignment.wheel:
             _check_wheel(app, Path(assignment.wheel))
         pool = pool_name(app.name, fingerprint(assignment.spec))
-        uvloop.run(_run(assignment, app, pool))
+        uvloop.run((_run if assignment.purpose == "serve" else _decommission)(assignment, app, pool))
     except LoadError as exc:
         _tell(assignment.status_fd, Status(event="failed", error=str(exc), where=exc.where, excerpt=exc.excerpt))
         sys.exit(3)
+    except TimeoutError:
+        _tell(assignment.status_fd, Status(event="failed", error="workers of this version are still there"))
+        _exit(3)
     except GatiError as exc:
         _tell(assignment.status_fd, Status(event="failed", error=str(exc)))
         _exit(3)  # a start-up hook may have left a thread behind

@@ -19,6 +19,12 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Directory for wheels and environments of published packages; `gati` in the user's cache when empty."""
     wheelhouse: str = ""
     """Directory of wheels that published packages may need, searched as well as the index; none when empty."""
+    idle_s: Annotated[float, Meta(ge=0)] = 900.0
+    """Seconds without a request after which the process of an old published version ends, to be started again by the
+    next request; 0 keeps all. The newest versions, and those that a rollout, a protected tag or somebody by hand
+    keeps, never sleep."""
+    min_instances: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Processes for each published package that must not sleep; the others have one."""
     offline: bool = False
     """Whether published packages must do with the wheelhouse and with what was downloaded before."""
     max_in_flight: Annotated[int, Meta(ge=1, le=8192)] = 256
@@ -36,6 +42,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Seconds that all shutdown hooks of a child may take together; each has 10 of its own."""
     max_abandoned: Annotated[int, Meta(ge=1)] = 64
     """Handlers that run on although they were cancelled; with this many the child is replaced."""
+    max_requests: Annotated[int, Meta(ge=0)] = 0
+    """Requests after which a child is replaced, plus up to a tenth so that not all are at once; never when 0."""
+    max_rss_mb: Annotated[int, Meta(ge=0)] = 0
+    """Resident memory above which a child is replaced; never when 0."""
     store_runs: Literal["off", "flagged", "all"] = "off"
     """Which requests are stored whole, with body, state and events, beside their traces: none, those with
     `x-gati-flags: snapshot`, or every one. Clients choose their flags, so this is off unless asked for."""
@@ -47,6 +57,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     restart_delay_s: Annotated[float, Meta(ge=0)] = 0.1
     """Pause before a crashed child is started again; doubles with each quick crash."""
     restart_delay_max_s: Annotated[float, Meta(gt=0)] = 10.0
+    crash_window_s: Annotated[float, Meta(gt=0)] = 60.0
+    """Three crashes within these seconds are reported as a crash loop, until as many pass without one."""
     block_warn_s: Annotated[float, Meta(gt=0)] = 0.5
     """Seconds the event loop may stand still before the log says which handler stopped it."""
     block_grace_s: Annotated[float, Meta(ge=1)] = 5.0

@@ -7,6 +7,7 @@ started at most once gets its 502 at once, and what may run again is given back 
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from gati_worker.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 _QUICK_CRASH_S = 5.0
+_CRASHES = 3
 _GIVE_BACK = b'-NAK {"delay": 150000000}'
 """Deliver again in 150 ms: at once, the broker may not have noticed yet that the dead child's connection
 is gone, and the redelivery would go there, at the cost of an attempt and a lease."""
@@ -280,6 +282,7 @@ class Hosted:
         self.current: Child | None = None
         self.changed = asyncio.Event()
         self._delay_s = supervisor.settings.restart_delay_s
+        self._crashes: deque[float] = deque(maxlen=_CRASHES)
 
     @property
     def is_healthy(self) -> bool:
@@ -299,8 +302,10 @@ class Hosted:
             causes = [
                 asyncio.create_task(child.wait()),
                 asyncio.create_task(self.changed.wait()),
-                asyncio.create_task(child.worn_out()),
+                asyncio.create_task(child.worn_out(self._on_status)),
             ]
+            if self._is_crashing:
+                causes.append(asyncio.create_task(asyncio.sleep(self._supervisor.settings.crash_window_s)))
             try:
                 await asyncio.wait(causes, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -311,8 +316,16 @@ class Hosted:
                 await self._mourn(child, lived_s=time.monotonic() - started_at)
             elif self.changed.is_set():
                 await self._replace(child, "package_reloaded")
-            else:
+            elif not causes[2].cancelled() and causes[2].done():
                 await self._replace(child, "worker_replaced")
+            else:
+                self._crashes.clear()
+                log.info("crash_loop_over", app=self.spec.name)
+                self._on_status(Status(event="steady"))
+
+    @property
+    def _is_crashing(self) -> bool:
+        return len(self._crashes) == _CRASHES
 
     async def leave(self, *, within_s: float) -> None:
         """Drain the child, if there is one."""
@@ -363,6 +376,15 @@ class Hosted:
             self._delay_s = self._supervisor.settings.restart_delay_s
         log.error("worker_crashed", app=self.spec.name, pid=child.pid, exit_code=code, lived_s=round(lived_s, 1))
         await self._supervisor.settle_for(child, crashed=True)
+        was_crashing = self._is_crashing
+        now, window_s = time.monotonic(), self._supervisor.settings.crash_window_s
+        while self._crashes and now - self._crashes[0] > window_s:
+            self._crashes.popleft()
+        self._crashes.append(now)
+        if self._is_crashing and not was_crashing:
+            error = f"its process died {_CRASHES} times within {window_s:g} s, last with {_how(code)}"
+            log.error("crash_loop", app=self.spec.name, error=error, hint="it is started again, at longer intervals")
+            self._on_status(Status(event="crashing", error=error))
         await self._pause_before_retry(can_wait_for_change=False)
 
     async def _pause_before_retry(self, *, can_wait_for_change: bool = True) -> None:
@@ -380,6 +402,14 @@ class Hosted:
         if status.excerpt:
             fields["exception"] = status.excerpt
         log.error(event, **fields)
+
+
+def _how(code: int) -> str:
+    """How a process ended."""
+    try:
+        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
 
 
 def source_filter(root: Path, *, is_file: bool) -> Callable[[watchfiles.Change, str], bool]:

@@ -66,6 +66,10 @@ class PackageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """`file:line` of the failure, where it is known."""
     told_by: str = ""
     """Who made it active or failed."""
+    pool: str = ""
+    """Of its workers; known once it has run."""
+    trouble: str = ""
+    """What a worker that runs it has to report, such as a process that dies again and again; empty when all is well."""
 
 
 class HandlerCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,13 +171,13 @@ class PackageRecords:
             return after
         raise KeyConflict(f"the record of {app} {version} was changed by others {_ATTEMPTS} times in a row")
 
-    async def started(self, record: PackageRecord, *, by: str) -> None:
+    async def started(self, record: PackageRecord, *, pool: str, by: str) -> None:
         """A worker has it running."""
 
         def edit(known: PackageRecord | None) -> PackageRecord | None:
-            if known is None or known.sha256 != record.sha256 or known.state == "active":
+            if known is None or known.sha256 != record.sha256 or (known.state, known.pool) == ("active", pool):
                 return known
-            return msgspec.structs.replace(known, state="active", error="", where="", told_by=by)
+            return msgspec.structs.replace(known, state="active", pool=pool, error="", where="", told_by=by)
 
         await self.change(record.app, record.version, edit)
 
@@ -187,6 +191,16 @@ class PackageRecords:
 
         after = await self.change(record.app, record.version, edit)
         return after is None or after.state == "failed"
+
+    async def troubled(self, record: PackageRecord, trouble: str, *, by: str) -> None:
+        """A worker has something to report of a package that runs; empty when all is well again."""
+
+        def edit(known: PackageRecord | None) -> PackageRecord | None:
+            if known is None or known.sha256 != record.sha256 or known.trouble == trouble:
+                return known
+            return msgspec.structs.replace(known, trouble=trouble, told_by=by)
+
+        await self.change(record.app, record.version, edit)
 
 
 def fabric_records(fabric: Fabric) -> PackageRecords:

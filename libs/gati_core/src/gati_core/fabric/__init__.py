@@ -18,7 +18,7 @@ from gati_core.fabric.ports import DeliveryPort, MessagePort, PublisherPort, Pub
 from gati_core.fabric.publisher import WindowedPublisher
 from gati_core.fabric.pull import Delivery, PullConsumer
 from gati_core.fabric.topics import DurableSubscription, FabricTopics
-from gati_core.fabric.topology import Topology, stream_state
+from gati_core.fabric.topology import Topology, stream_state, waiting_work
 
 __all__ = [
     "Bodies",
@@ -56,4 +56,5 @@ __all__ = [
     "open_fabric",
     "parse_headers",
     "stream_state",
+    "waiting_work",
 ]

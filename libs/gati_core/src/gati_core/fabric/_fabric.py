@@ -34,6 +34,12 @@ class Fabric:
         self.dead_letters = DeadLetters(connection, publisher)
         self.bodies = Bodies(connection)
         self.packages = PackageStore(connection)
+        self.snapshots = PackageStore(
+            connection,
+            bucket=connection.subjects.snapshots_bucket,
+            noun="snapshot",
+            remedy="import it again from its file, or take another one (gati versions snapshot create)",
+        )
 
     @property
     def subjects(self) -> Subjects:

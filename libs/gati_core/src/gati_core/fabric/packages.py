@@ -1,4 +1,4 @@
-"""Published packages: wheels in an object store, whole and as they were, or an error that says so.
+"""Published packages, and whatever else is stored whole: it comes back as it was, or an error says so.
 
 The layout is that of NATS object stores, so `nats object ls` shows them. nats-py's own reading and writing is
 not used: it waits for ever for chunks that are gone, lets the last of two writers win, and leaves chunks behind
@@ -42,7 +42,7 @@ _DIGEST = "SHA-256="
 
 
 class PackageLost(PermanentError):
-    """There is no such package in the fabric, or what is stored is damaged; the message says which."""
+    """There is nothing of this name in the fabric, or what is stored is damaged; the message says which."""
 
     status = 502
     code = "fabric.package_lost"
@@ -50,7 +50,7 @@ class PackageLost(PermanentError):
 
 
 class StoredPackage(msgspec.Struct, frozen=True, kw_only=True):
-    """One package in the fabric."""
+    """One package in the fabric, or another object of such a store."""
 
     name: str
     size_bytes: int
@@ -89,12 +89,22 @@ class _Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PackageStore:
-    """The object store `{ns}_packages`. What is stored under a name is never changed, only deleted."""
+    """An object store. What is stored under a name is never changed, only deleted.
 
-    def __init__(self, connection: Connection) -> None:
+    Args:
+        bucket: its name; `{ns}_packages` by default.
+        noun: what messages call the things in it.
+        remedy: what messages advise where one of them is damaged.
+    """
+
+    def __init__(
+        self, connection: Connection, *, bucket: str = "", noun: str = "package", remedy: str = "publish it again"
+    ) -> None:
         self._connection = connection
-        self._bucket = connection.subjects.packages_bucket
+        self._bucket = bucket or connection.subjects.packages_bucket
         self._stream = f"OBJ_{self._bucket}"
+        self._noun = noun
+        self._remedy = remedy
 
     async def put(
         self,
@@ -115,7 +125,7 @@ class PackageStore:
             PackageError: the file cannot be read, or changes meanwhile.
             BrokerUnavailable: it could not be stored in time; nothing can be read under the name.
         """
-        with self._calling(f"storing the package {name}"), anyio.fail_after(within_s):
+        with self._calling(f"storing the {self._noun} {name}"), anyio.fail_after(within_s):
             digest, size = await anyio.to_thread.run_sync(_digest_of, source)
             found = await self._same(name, digest)
             if found is None:
@@ -139,16 +149,16 @@ class PackageStore:
             PackageError: it has more than `max_bytes`.
             BrokerUnavailable: it could not be read in time.
         """
-        with self._calling(f"reading the package {name}"), anyio.fail_after(within_s):
+        with self._calling(f"reading the {self._noun} {name}"), anyio.fail_after(within_s):
             meta, _ = await self._meta(name)
             if meta is None:
-                raise PackageLost(f"there is no package {name} in the fabric")
+                raise PackageLost(f"there is no {self._noun} {name} in the fabric")
             size = meta.size or 0
             if size > max_bytes:
-                raise PackageError(f"the package {name} has {size} bytes, and at most {max_bytes} are read")
+                raise PackageError(f"the {self._noun} {name} has {size} bytes, and at most {max_bytes} are read")
             data = await self._chunks(meta, size, progress)
         if hashlib.sha256(data).hexdigest() != meta.described().sha256:
-            raise PackageLost(f"the package {name} is damaged: its checksum is another; publish it again")
+            raise PackageLost(f"the {self._noun} {name} is damaged: its checksum is another; {self._remedy}")
         return data
 
     async def info(self, name: str) -> StoredPackage | None:
@@ -157,7 +167,7 @@ class PackageStore:
         Raises:
             BrokerUnavailable: no answer.
         """
-        with self._calling(f"looking for the package {name}"), anyio.fail_after(_TIMEOUT_S):
+        with self._calling(f"looking for the {self._noun} {name}"), anyio.fail_after(_TIMEOUT_S):
             meta, _ = await self._meta(name)
         return meta.described() if meta is not None else None
 
@@ -176,7 +186,7 @@ class PackageStore:
             BrokerUnavailable: no answer.
         """
         found = []
-        with self._calling("listing the packages"), anyio.fail_after(within_s):
+        with self._calling(f"listing the {self._noun}s"), anyio.fail_after(within_s):
             js = self._connection.jetstream()
             state = (await js.stream_info(self._stream, subjects_filter=f"$O.{self._bucket}.M.>")).state
             for subject in state.subjects or {}:
@@ -191,7 +201,7 @@ class PackageStore:
         Raises:
             BrokerUnavailable: no answer; it may be deleted.
         """
-        with self._calling(f"deleting the package {name}"), anyio.fail_after(_TIMEOUT_S):
+        with self._calling(f"deleting the {self._noun} {name}"), anyio.fail_after(_TIMEOUT_S):
             meta, sequence = await self._meta(name)
             if meta is None:
                 return False
@@ -211,8 +221,8 @@ class PackageStore:
         stored = meta.described()
         if stored.sha256 != digest:
             raise AlreadyStored(
-                f"another package is stored as {name} (sha256 {stored.sha256[:12]}…, not {digest[:12]}…):"
-                " what is published is never changed"
+                f"another {self._noun} is stored as {name} (sha256 {stored.sha256[:12]}…, not {digest[:12]}…):"
+                " what is stored is never changed"
             )
         return stored if await self._is_whole(meta) else None
 
@@ -250,7 +260,7 @@ class PackageStore:
             return meta.described()
         found = await self._same(name, digest)  # somebody else was faster, with the same package or another
         if found is None:
-            raise BrokerUnavailable(f"the package {name} was deleted while it was stored: store it again")
+            raise BrokerUnavailable(f"the {self._noun} {name} was deleted while it was stored: store it again")
         return found
 
     async def _send(self, nuid: str, source: Path | bytes, expected: str, size: int, progress: Progress | None) -> int:
@@ -335,7 +345,7 @@ class PackageStore:
                 if exc.err_code == _STREAM_NOT_FOUND:
                     raise
                 raise PackageLost(
-                    f"the package {meta.name} is damaged: {len(data)} of {size} bytes are there; publish it again"
+                    f"the {self._noun} {meta.name} is damaged: {len(data)} of {size} bytes are there; {self._remedy}"
                 ) from exc
             data += message.data or b""
             sequence = message.seq or 0

@@ -95,6 +95,7 @@ class Topology:
                     self.ensure_bucket(self._subjects.config_bucket, history=5),
                     self._objects(self._subjects.bodies_bucket, ttl_s=BODIES_TTL_S),
                     self._objects(self._subjects.packages_bucket),
+                    self._objects(self._subjects.snapshots_bucket),
                 ]
             )
         except (nats.errors.Error, OSError, TimeoutError) as exc:
@@ -458,3 +459,19 @@ async def stream_state(connection: Connection, stream: str) -> StreamState:
     except (nats.errors.Error, OSError, TimeoutError) as exc:
         raise BrokerUnavailable(f"reading stream {stream}: {exc!r}") from exc
     return StreamState(state.messages, state.bytes, state.first_seq, state.last_seq, state.consumer_count)
+
+
+async def waiting_work(connection: Connection, pool: str) -> int:
+    """How much work for a pool has not been done yet, whether its consumers are there or not.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    subjects = connection.subjects
+    try:
+        info = await connection.jetstream().stream_info(
+            subjects.work_stream, subjects_filter=subjects.work_filter(pool)
+        )
+    except (nats.errors.Error, OSError, TimeoutError) as exc:
+        raise BrokerUnavailable(f"reading stream {subjects.work_stream}: {exc!r}") from exc
+    return sum((info.state.subjects or {}).values())

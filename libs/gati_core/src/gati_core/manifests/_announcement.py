@@ -43,7 +43,8 @@ class WorkerAnnouncement(msgspec.Struct, frozen=True, kw_only=True):
     protocol: int = PROTOCOL
     worker: Token
     manifest: PoolManifest
-    state: Literal["ready", "draining"] = "ready"
+    state: Literal["ready", "draining", "asleep"] = "ready"
+    """`asleep`: no process runs, and one starts as soon as there is work."""
     host: str = ""
     pid: int = 0
     started_ms: int = 0
@@ -105,14 +106,14 @@ def pools_in_order(
         announcements: of the workers that live.
         current: the newest manifest of every app, served or not.
     Returns:
-        Pools with a ready worker, newest first; and pools that are only remembered, by name.
+        Pools with a worker that is ready or can be woken, newest first; and pools that are only remembered, by name.
     """
     live: dict[str, PoolManifest] = {}
     for announcement in announcements:
         manifest = announcement.manifest
         known = live.get(manifest.pool)
         # A version that comes back is published again: its latest date counts, whoever was heard first.
-        if announcement.state == "ready" and (known is None or manifest.published_ms > known.published_ms):
+        if announcement.state != "draining" and (known is None or manifest.published_ms > known.published_ms):
             live[manifest.pool] = manifest
     remembered = {manifest.pool: manifest for manifest in current if manifest.pool not in live}
     return (

@@ -8,7 +8,7 @@ May import: `errors`, `ids`, `wire`; and of `fabric` the buckets.
 
 from gati_core.schemas._decisions import SchemaResult
 from gati_core.schemas._declaration import SCRIPT_TIMEOUT_S, DbSchema, are_compatible
-from gati_core.schemas._records import SchemaRecord, ScriptRecord, Status
+from gati_core.schemas._records import SchemaRecord, ScriptRecord, Status, is_record_key, read_schema_record
 from gati_core.schemas._schemas import LOCK_TTL_S, LOCK_WAIT_S, Schemas, fabric_schemas
 
 __all__ = [
@@ -23,4 +23,6 @@ __all__ = [
     "Status",
     "are_compatible",
     "fabric_schemas",
+    "is_record_key",
+    "read_schema_record",
 ]

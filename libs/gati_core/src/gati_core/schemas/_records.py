@@ -74,7 +74,7 @@ class SchemaBook:
             MalformedManifest: what is stored is none.
         """
         entry = await self._bucket.get(record_key(app, name))
-        return None if entry is None else _read(entry.key, entry.value, SchemaRecord)
+        return None if entry is None else read_schema_record(entry.key, entry.value)
 
     async def names(self, app: str) -> list[str]:
         """The schemas of a package that have records, sorted."""
@@ -134,6 +134,20 @@ class SchemaBook:
 def record_key(app: str, name: str) -> str:
     """The key of a schema's record."""
     return f"schema.{key_token(app)}.{key_token(name)}"
+
+
+def is_record_key(key: str) -> bool:
+    """Whether a key is that of a schema's record."""
+    return key.startswith("schema.") and key.count(".") == 2
+
+
+def read_schema_record(key: str, value: bytes) -> SchemaRecord:
+    """A stored record.
+
+    Raises:
+        MalformedManifest: it is none.
+    """
+    return _read(key, value, SchemaRecord)
 
 
 def index_key(app: str) -> str:

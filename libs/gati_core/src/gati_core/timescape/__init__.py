@@ -26,6 +26,7 @@ from gati_core.timescape._registry import (
     timeline_key,
     timeline_names,
 )
+from gati_core.timescape._restoring import Restoration, RestoreStep
 from gati_core.timescape._rollout import (
     Observed,
     Rollout,
@@ -35,6 +36,15 @@ from gati_core.timescape._rollout import (
     rollout_key,
     rollout_names,
     share_of,
+)
+from gati_core.timescape._snapshot_format import Snapshot, SnapshotCounts, SnapshotType, snapshot_file_name
+from gati_core.timescape._snapshots import (
+    RegistrySnapshots,
+    SnapshotInfo,
+    SnapshotPolicy,
+    SnapshotStats,
+    fabric_snapshots,
+    snapshot_stats,
 )
 from gati_core.timescape._sweep import Sweeper, SweepPolicy, SweepTurns, Verdict, classify, fabric_turns, plan_sweep
 from gati_core.timescape._timeline import (
@@ -77,8 +87,17 @@ __all__ = [
     "Preference",
     "Registered",
     "Registry",
+    "RegistrySnapshots",
+    "Restoration",
+    "RestoreStep",
     "Rollout",
     "Semver",
+    "Snapshot",
+    "SnapshotCounts",
+    "SnapshotInfo",
+    "SnapshotPolicy",
+    "SnapshotStats",
+    "SnapshotType",
     "Source",
     "Status",
     "SweepPolicy",
@@ -100,6 +119,7 @@ __all__ = [
     "compare_manifests",
     "fabric_backend",
     "fabric_registry",
+    "fabric_snapshots",
     "fabric_turns",
     "fabric_usage",
     "is_chosen",
@@ -116,6 +136,8 @@ __all__ = [
     "rollout_key",
     "rollout_names",
     "share_of",
+    "snapshot_file_name",
+    "snapshot_stats",
     "timeline_key",
     "timeline_names",
     "types_of",

@@ -17,7 +17,7 @@ import structlog
 
 from gati_core.errors import KeyConflict, MalformedManifest, MessageTooLarge, TransientError, VersionConflict
 from gati_core.fabric import ChangeLog, Entry, Fabric, KvBucket
-from gati_core.timescape._timeline import Change, Timeline
+from gati_core.timescape._timeline import Change, Timeline, lost_versions, with_restored
 from gati_core.wire.subjects import key_token, read_key_token
 
 log = structlog.get_logger(__name__)
@@ -133,23 +133,30 @@ class Registry:
             await self._note(await self.timeline(app, handler))
         return await self._changes.read(app, handler, at_most=at_most)
 
-    async def replace(self, timeline: Timeline, *, force: bool = False) -> None:
-        """Put a timeline in the place of what is stored; for restoring a snapshot.
+    async def replace(
+        self, timeline: Timeline, *, force: bool = False, actor: str = "system", reason: str = ""
+    ) -> Timeline:
+        """Put a timeline in the place of what is stored; for restoring a snapshot. See `with_restored`.
 
+        Returns:
+            It as stored.
         Raises:
             VersionConflict: what is stored has versions that it lacks, and `force` is not set.
         """
+        app, handler = timeline.app, timeline.handler
+        last_change = max((each.n for each in await self._changes.read(app, handler, at_most=1)), default=0)
 
         def edit(before: Timeline) -> Timeline:
-            lost = {each.tsv for each in before.versions} - {each.tsv for each in timeline.versions}
+            lost = lost_versions(before, timeline)
             if lost and not force:
                 raise VersionConflict(
-                    f"{timeline.app}:{timeline.handler} has {len(lost)} versions that the snapshot lacks, for example"
-                    f" {min(lost)}: restoring it would lose them (use --force)"
+                    f"{app}:{handler} has {len(lost)} versions that the snapshot lacks, for example {lost[0]}:"
+                    " restoring it would lose them (use --force)"
                 )
-            return before if before == timeline else timeline
+            now_ms = self.now_ms()
+            return with_restored(before, timeline, last_change=last_change, now_ms=now_ms, actor=actor, reason=reason)
 
-        await self.change(timeline.app, timeline.handler, edit)
+        return await self.change(app, handler, edit)
 
 
 def timeline_key(app: str, handler: str) -> str:

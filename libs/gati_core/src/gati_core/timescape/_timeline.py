@@ -34,6 +34,7 @@ ChangeType = Literal[
     "reclassified",
     "deprecated",
     "dropped",
+    "restored",
 ]
 _Token = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
@@ -49,6 +50,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     """`user:ann`, `worker:<id>`, `sweep`, …"""
     tsv: str
+    """Empty where it changed the whole timeline."""
     reason: str = ""
     payload: dict[str, Any] = {}
     """What it needs beside the version: a tag's label, the status before, …"""
@@ -327,6 +329,42 @@ def with_deprecation(
         return timeline
     changed = _with(timeline, replace(version, deprecated_s=since_s, sunset_s=sunset_s))
     return _noted(changed, "deprecated", tsv, now_ms, actor, reason, since_s=since_s, sunset_s=sunset_s)
+
+
+def with_restored(
+    timeline: Timeline, wanted: Timeline, *, last_change: int, now_ms: int, actor: str, reason: str = ""
+) -> Timeline:
+    """The versions and tags of `wanted`, which was there once, in the place of those of today.
+
+    The numbers of versions and of changes go on from wherever they have come to: none is given twice, so that no
+    new version gets the name of a lost one, and the change log takes what happens next.
+
+    Args:
+        last_change: the number of the last line of the change log; a bucket that was emptied does not know it.
+    """
+    registered = max(timeline.registered, wanted.registered)
+    before = (timeline.versions, timeline.tags, timeline.registered)
+    if before == (wanted.versions, wanted.tags, registered):
+        return timeline
+    lost = lost_versions(timeline, wanted)
+    restored = replace(wanted, registered=registered, changes=timeline.changes or wanted.changes)
+    numbers = [last_change, *(each.n for each in timeline.changes), *(each.n for each in wanted.changes)]
+    change = Change(
+        n=max(numbers) + 1,
+        at_ms=now_ms,
+        type="restored",
+        actor=actor,
+        tsv="",
+        reason=reason,
+        payload={"versions": len(wanted.versions), "lost": len(lost)},
+    )
+    return replace(restored, changes=[*restored.changes, change][-_KEPT_CHANGES:])
+
+
+def lost_versions(timeline: Timeline, wanted: Timeline) -> list[str]:
+    """The versions that are there and would not be any more with `wanted` in their place, in their order."""
+    kept = {each.tsv for each in wanted.versions}
+    return [each.tsv for each in timeline.versions if each.tsv not in kept]
 
 
 def _with(timeline: Timeline, version: VersionRecord) -> Timeline:

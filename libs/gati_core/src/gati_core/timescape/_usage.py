@@ -145,6 +145,20 @@ def fabric_usage(fabric: Fabric) -> UsageBook:
     return UsageBook(BucketBackend(fabric))
 
 
+def merged_usage(key: str, ours: bytes, theirs: bytes) -> bytes:
+    """Two documents of one handler's usage as one; each number is the higher of both. It may be done twice.
+
+    Raises:
+        MalformedManifest: one of them is no usage.
+    """
+    usage, other = _read(key, ours), _read(key, theirs)
+    for tsv, each in other.versions.items():
+        known = usage.versions.setdefault(tsv, VersionUsage())
+        known.total, known.last_s = max(known.total, each.total), max(known.last_s, each.last_s)
+        known.hours = each.hours | {hour: max(n, each.hours.get(hour, 0)) for hour, n in known.hours.items()}
+    return msgspec.json.encode(usage)
+
+
 def usage_key(app: str, handler: str) -> str:
     """The key of a handler's usage."""
     return f"{_PREFIX}{key_token(app)}.{key_token(handler)}"

@@ -54,6 +54,7 @@ class Subjects:
         self._reply_prefix = f"{ns}.reply."
         self._channel_prefix = f"{ns}.channel."
         self.cancel_any = f"{ns}.cancel.$any"
+        self.wake_any = f"{ns}.wake.*"
         self.advisories = [
             f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream}.>" for stream in (self.req_stream, self.work_stream)
         ]
@@ -63,6 +64,7 @@ class Subjects:
         self.timescape_bucket = f"{ns}_timescape"
         self.config_bucket = f"{ns}_config"
         self.packages_bucket = f"{ns}_packages"
+        self.snapshots_bucket = f"{ns}_snapshots"
         self.changes_stream = f"{ns}_CHANGES"
         self.change_all = f"{ns}.change.>"
         self.bodies_bucket = f"{ns}_bodies"
@@ -87,6 +89,15 @@ class Subjects:
     def work_filter(self, pool: str) -> str:
         """All work of one pool."""
         return f"{self.namespace}.work.{token(pool, 'pool')}.>"
+
+    def wake(self, pool: str) -> str:
+        """Where a pool whose workers are all asleep is told that there is work for it."""
+        return f"{self.namespace}.wake.{token(pool, 'pool')}"
+
+    @staticmethod
+    def pool_of(subject: str) -> str:
+        """The pool that work published there is for, or that is woken there."""
+        return subject.split(".")[2]
 
     @staticmethod
     def work_consumer(pool: str) -> str:

@@ -1,0 +1,5 @@
+"""The catalogue of a small shop."""
+
+from catalogue.api import app
+
+__all__ = ["app"]
