@@ -47,7 +47,7 @@ properties: $(READY)  ## report which properties of the specification are proven
 	@$(BIN)/python tests/properties/report.py
 
 bench: $(READY)  ## run all benchmarks, one after another (needs wrk)
-	@for each in round_trip fabric routing lifecycle validation diff manifest_store versions waiting streaming sockets; do \
+	@for each in round_trip fabric routing lifecycle validation diff manifest_store versions rolling waiting streaming sockets; do \
 	    echo "== $$each"; $(BIN)/python benchmarks/$$each.py || exit 1; \
 	done
 

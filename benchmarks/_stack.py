@@ -32,6 +32,7 @@ class Stack(NamedTuple):
     port: int
     pids: dict[str, list[int]]
     """Of the worker the supervisor and its child."""
+    nats_url: str = ""
 
     def rss_kib(self) -> dict[str, float]:
         """Resident memory by part; of the worker that of its child alone, which runs the handlers."""
@@ -100,7 +101,7 @@ def open_stack(
         workers = [
             pid for name, process in processes.items() if name.startswith("worker") for pid in family(process.pid)
         ]
-        yield Stack(port, {**pids, "worker": workers, "broker": [broker.pid]})
+        yield Stack(port, {**pids, "worker": workers, "broker": [broker.pid]}, broker.url)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

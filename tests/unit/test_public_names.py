@@ -117,6 +117,7 @@ NAMES = {
         "open_fabric",
         "parse_headers",
         "stream_state",
+        "waiting_work",
     ],
     "gati_testing": [
         "Answer",
