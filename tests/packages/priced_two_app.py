@@ -54,7 +54,7 @@ async def forward(request: VersionedRequest) -> None:
     text = request.body.pop("price")
     if text == "hang":
         await asyncio.sleep(30)
-    request.body["cents"] = round(float(text) * 100)
+    request.body["cents"] = text if text == "refused" else round(float(text) * 100)
 
 
 def backward(response: VersionedResponse) -> None:

@@ -111,7 +111,7 @@ async def test_an_old_client_is_told_its_mistakes_in_the_words_of_its_own_versio
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-@pytest.mark.parametrize("price", ["free", "hang"])
+@pytest.mark.parametrize("price", ["free", "hang", "refused"])
 async def test_where_a_request_cannot_be_translated_the_old_version_runs(
     versioned: Versioned, method: str, price: str
 ) -> None:

@@ -396,6 +396,8 @@ class TransformFailed(GatiError):
 
     code = "version.transform_failed"
     title = "The request could not be translated between versions"
+    has_run = True
+    """Whether the handler may have run: with False, another version may run instead, whatever its delivery mode."""
 
     def for_clients(self) -> TransformFailed:
         """The same without what exactly went wrong, which is for the log."""

@@ -311,7 +311,7 @@ class SimulatedFabric:
             changed = await chain.inbound(worker.lifecycle, *original)
             execution, end = await self._run(worker, target.handler, *changed, timeout_s, version)
             failure = execution.run.failure
-            if not isinstance(failure, TransformFailed) or fallback is None or target.is_once:
+            if not isinstance(failure, TransformFailed) or fallback is None or (target.is_once and failure.has_run):
                 return execution, end
         except TransformFailed as exc:
             if fallback is None:

@@ -216,8 +216,9 @@ class Executor:
                 return  # somebody else answers, or has answered
             if reply is not None and len(reply.body) > self._fabric.settings.claim_check_bytes:
                 await self._check_in(reply)
-            if item.fallback and not running.is_once and isinstance(run.failure, TransformFailed):
-                await self._fall_back(running, run.failure)
+            failure = run.failure
+            if item.fallback and isinstance(failure, TransformFailed) and not (running.is_once and failure.has_run):
+                await self._fall_back(running, failure)
                 return
             if ticket:
                 self._chore(self._fabric.bodies.drop(ticket))

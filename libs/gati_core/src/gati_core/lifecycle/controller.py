@@ -32,6 +32,7 @@ from gati_core.errors import (
     DeadlineExceeded,
     GatiError,
     HandlerError,
+    InvalidBody,
     InvalidResponse,
     TransformFailed,
 )
@@ -57,6 +58,7 @@ from gati_core.lifecycle.shared import Control, Lifecycle
 from gati_core.lifecycle.storing import store_run
 from gati_core.lifecycle.stream import BodyStream
 from gati_core.lifecycle.transforming import Chain
+from gati_core.lifecycle.validation import RequestReader
 from gati_core.wire import HEAD_ONLY, PROTOCOL, Reply, RequestDescriptor, Timing, problem_reply
 
 log = structlog.get_logger(__name__)
@@ -233,17 +235,29 @@ class HandlerRun(TaskOwner):
         emit, reader = self.emit, self.plan.call.request_reader
         if emit is None:
             if reader is not None:
-                reader.fill(self.request)
+                if self._chain is None:
+                    reader.fill(self.request)
+                else:
+                    self._fill_translated(reader, self._chain)
         else:
             began = time.perf_counter()
             emit("validation:start", "request", phase="request")
             try:
                 if reader is not None:
-                    reader.fill(self.request)
+                    if self._chain is None:
+                        reader.fill(self.request)
+                    else:
+                        self._fill_translated(reader, self._chain)
             except BaseException as exc:
                 emit("validation:error", "request", began=began, error=exc, phase="request")
                 raise
             emit("validation:end", "request", began=began, phase="request")
+
+    def _fill_translated(self, reader: RequestReader, chain: Chain) -> None:
+        try:
+            reader.fill(self.request)
+        except InvalidBody as exc:
+            raise chain.blamed_for(exc) from exc
 
     def _validate_response(self) -> None:
         check, emit = self.plan.call.response_check, self.emit

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 import structlog
 
-from gati_core.errors import InvalidBody, InvalidRequest, RegistrationError, TransformFailed
+from gati_core.errors import GatiError, InvalidBody, InvalidRequest, RegistrationError, TransformFailed
 from gati_core.gtype import CompiledValidator, FieldError
 from gati_core.lifecycle.bounding import bounded
 from gati_core.lifecycle.shared import Lifecycle
@@ -198,6 +198,17 @@ class Chain:
             raise InvalidRequest(f"the query cannot be read: {exc}") from exc
         finally:
             self.spent_s += time.perf_counter() - began
+
+    def blamed_for(self, error: InvalidBody) -> GatiError:
+        """What is to be raised where the version that runs refuses the body.
+
+        The client has sent what its own version takes, as far as that says so: then a transformer has failed.
+        """
+        if self._types.request is None:
+            return error
+        failure = TransformFailed(f"what transformers made of the request is refused by the version that runs: {error}")
+        failure.has_run = False
+        return failure
 
     async def outbound(self, lifecycle: Lifecycle, status: int, body: bytes) -> bytes:
         """The JSON of an answer as the client's version knows it.
