@@ -21,14 +21,14 @@ SOURCE = """
 import msgspec
 from gati_core import App, Request, Response
 
-app = App("shop")
+app = App("{app}")
 {top}
 
 class Order(msgspec.Struct):
     {fields}
 
 
-@app.post("/published")
+@app.post("/published/{app}")
 async def order(req: Request[Order], res: Response[Order], gctx, lctx) -> None:
     res.header("x-ran", "{name}").json(req.body)
 """
@@ -37,16 +37,29 @@ async def order(req: Request[Order], res: Response[Order], gctx, lctx) -> None:
 class Shop:
     """A fabric whose worker hosts nothing of its own but an unrelated package, and a shop to publish."""
 
-    def __init__(self, fabric: FabricUnderTest, client: httpx.AsyncClient, inside: Fabric, directory: Path) -> None:
+    def __init__(
+        self,
+        fabric: FabricUnderTest,
+        client: httpx.AsyncClient,
+        inside: Fabric,
+        directory: Path,
+        *,
+        app: str = "shop",
+    ) -> None:
         self.fabric = fabric
         self.client = client
         self.inside = inside
         self.directory = directory
+        self.app = app
+        self.handler = f"{app}:order"
+
+    def source(self, version: str, *, fields: str = "sku: str", top: str = "") -> str:
+        return SOURCE.format(app=self.app, fields=fields, top=top, name=version)
 
     async def build(
         self, version: str, *, fields: str = "sku: str", top: str = "", bottom: str = "", name: str = ""
     ) -> Path:
-        source = SOURCE.format(fields=fields, top=top, name=name or version) + bottom
+        source = self.source(name or version, fields=fields, top=top) + bottom
         project = write_project(self.directory / f"project-{version}", version=version, source=source)
         return (await anyio.to_thread.run_sync(build_wheel, project, self.directory / "dist")).path
 
@@ -58,7 +71,7 @@ class Shop:
 
     async def order(self, body: object = None, **headers: str) -> httpx.Response:
         body = {"sku": "a"} if body is None else body
-        return await self.client.post("/published", json=body, headers=headers)
+        return await self.client.post(f"/published/{self.app}", json=body, headers=headers)
 
     async def ran(self, **headers: str) -> str:
         answer = await self.order(**headers)
@@ -66,7 +79,7 @@ class Shop:
         return ran
 
     async def record(self, version: str) -> PackageRecord | None:
-        return await fabric_records(self.inside).get("shop", version)
+        return await fabric_records(self.inside).get(self.app, version)
 
 
 @asynccontextmanager

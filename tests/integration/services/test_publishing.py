@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 
 import anyio.to_thread
@@ -11,15 +12,25 @@ import pytest
 
 from gati_core.app.building import build_wheel
 from gati_core.timescape import fabric_registry, with_status
-from tests.helpers.publishing import SOURCE, Shop, running_shop
+from tests.helpers.publishing import Shop, running_shop
 from tests.helpers.waiting import eventually
 from tests.helpers.wheels import read_zip, write_project, write_zip
 
+_NUMBERS = count(1)
+
+
+@pytest.fixture(scope="module")
+async def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
+    """The fabric of all tests that leave its processes alone."""
+    async with running_shop(tmp_path_factory.mktemp("shops")) as shop:
+        yield shop
+
 
 @pytest.fixture
-async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
-    async with running_shop(tmp_path) as shop:
-        yield shop
+def shop(shared_shop: Shop, tmp_path: Path) -> Shop:
+    """A shop of the test's own."""
+    it = shared_shop
+    return Shop(it.fabric, it.client, it.inside, tmp_path, app=f"shop{next(_NUMBERS)}")
 
 
 async def test_a_published_package_is_served_and_the_next_version_beside_it(shop: Shop) -> None:
@@ -27,14 +38,14 @@ async def test_a_published_package_is_served_and_the_next_version_beside_it(shop
 
     first = await shop.run("publish", await shop.build("1.0"))
     assert first.returncode == 0, first.stderr
-    assert first.stdout.startswith("shop 1.0 is served after ")
+    assert first.stdout.startswith(f"{shop.app} 1.0 is served after ")
     assert await shop.ran() == "1.0"
 
     second = await shop.run("publish", await shop.build("2.0", fields='sku: str\n    note: str = ""'))
     assert second.returncode == 0, second.stderr
     assert await shop.ran() == "2.0"
     assert await shop.ran(**{"x-gati-version": "v1.0"}) == "1.0"
-    told = json.loads((await shop.run("versions", "list", "order", "--json")).stdout)
+    told = json.loads((await shop.run("versions", "list", shop.handler, "--json")).stdout)
     assert [(each["version"]["package"], each["tags"]) for each in told] == [("2.0", ["v2.0"]), ("1.0", ["v1.0"])]
 
 
@@ -70,20 +81,20 @@ async def fail(gctx):
     done = await shop.run("publish", wheel)
 
     assert done.returncode == 1
-    assert "shop 2.0 does not start" in done.stderr
+    assert f"{shop.app} 2.0 does not start" in done.stderr
     assert "no database here" in done.stderr
     record = await shop.record("2.0")
     assert record is not None
     assert record.state == "failed"
     assert await shop.ran() == "1.0"
-    assert len((await fabric_registry(shop.inside).timeline("shop", "order")).versions) == 1
+    assert len((await fabric_registry(shop.inside).timeline(shop.app, "order")).versions) == 1
 
 
 async def test_a_wheel_whose_code_was_changed_after_the_build_is_refused_by_the_worker(shop: Shop) -> None:
     wheel = await shop.build("1.0")
     files = read_zip(wheel)
     changed = {
-        name: data.replace(b'"/published"', b'"/elsewhere"') if name.endswith(".py") else data
+        name: data.replace(b'"/published/', b'"/elsewhere/') if name.endswith(".py") else data
         for name, data in files.items()
     }
     assert changed != files
@@ -97,7 +108,7 @@ async def test_a_wheel_whose_code_was_changed_after_the_build_is_refused_by_the_
 
 
 async def test_what_the_worker_cannot_install_is_named(shop: Shop) -> None:
-    source = SOURCE.format(fields="sku: str", top="", name="1.0")
+    source = shop.source("1.0")
     project = write_project(shop.directory / "needy", version="1.0", source=source, requires=["gati-core>=9999"])
     wheel = (await anyio.to_thread.run_sync(build_wheel, project, shop.directory / "dist")).path
 
@@ -111,38 +122,40 @@ async def test_a_deactivated_version_drains_and_its_worker_leaves(shop: Shop) ->
     assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
     assert (await shop.run("publish", await shop.build("2.0", fields="sku: str\n    note: str = ''"))).returncode == 0
     registry = fabric_registry(shop.inside)
-    first = (await registry.timeline("shop", "order")).versions[0]
+    first = (await registry.timeline(shop.app, "order")).versions[0]
 
     await registry.change(
-        "shop", "order", lambda it: with_status(it, first.tsv, "deactivated", now_ms=1, actor="test", by_hand=True)
+        shop.app, "order", lambda it: with_status(it, first.tsv, "deactivated", now_ms=1, actor="test", by_hand=True)
     )
 
     async def has_left() -> bool:
         listed = await shop.run("routes", "--json")
-        return not any(each["version"] == "1.0" and each["is_live"] for each in json.loads(listed.stdout)["routes"])
+        routes = [each for each in json.loads(listed.stdout)["routes"] if each["app"] == shop.app]
+        return bool(routes) and not any(each["version"] == "1.0" and each["is_live"] for each in routes)
 
     await eventually(has_left, within_s=30)
     assert await shop.ran() == "2.0"
 
 
-async def test_published_packages_are_served_again_after_the_worker_restarts(shop: Shop) -> None:
-    assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
-    shop.fabric.workers[0].terminate()
-    assert await shop.fabric.workers[0].wait() == 0
-    assert (await shop.order()).status_code == 503
-    shop.fabric.start_worker("ledger_app.py")
+async def test_published_packages_are_served_again_after_the_worker_restarts(tmp_path: Path) -> None:
+    async with running_shop(tmp_path) as shop:
+        assert (await shop.run("publish", await shop.build("1.0"))).returncode == 0
+        shop.fabric.workers[0].terminate()
+        assert await shop.fabric.workers[0].wait() == 0
+        assert (await shop.order()).status_code == 503
+        shop.fabric.start_worker("ledger_app.py")
 
-    async def is_back() -> bool:
-        return await shop.ran() == "1.0"
+        async def is_back() -> bool:
+            return await shop.ran() == "1.0"
 
-    await eventually(is_back, within_s=30)
+        await eventually(is_back, within_s=30)
 
 
 async def test_the_same_wheel_again_is_no_error_and_another_of_its_version_is(shop: Shop) -> None:
     wheel = await shop.build("1.0")
     assert (await shop.run("publish", wheel)).returncode == 0
     assert (await shop.run("publish", wheel)).returncode == 0
-    source = SOURCE.format(fields="sku: str", top="changed = True", name="1.0")
+    source = shop.source("1.0", top="changed = True")
     project = write_project(shop.directory / "again", version="1.0", source=source)
     other = (await anyio.to_thread.run_sync(build_wheel, project, shop.directory / "other")).path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ class Versioned:
         return answer.headers.get("x-ran", str(answer.status_code))
 
 
-@pytest.fixture
-async def versioned(tmp_path: Path) -> AsyncIterator[Versioned]:
+@asynccontextmanager
+async def two_versions(tmp_path: Path) -> AsyncIterator[Versioned]:
     # Under one name, as two releases of a package have it.
     for folder, source in (("one", "priced_one_app.py"), ("two", "priced_two_app.py")):
         (tmp_path / folder).mkdir()
@@ -74,6 +75,20 @@ async def versioned(tmp_path: Path) -> AsyncIterator[Versioned]:
 
         await eventually(has_arrived, within_s=20)
         await it.tag_newest("v2")
+        yield it
+
+
+@pytest.fixture(scope="module")
+async def versioned(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Versioned]:
+    """One for all tests that change nothing."""
+    async with two_versions(tmp_path_factory.mktemp("versioned")) as it:
+        yield it
+
+
+@pytest.fixture
+async def own(tmp_path: Path) -> AsyncIterator[Versioned]:
+    """One that a test may break."""
+    async with two_versions(tmp_path) as it:
         yield it
 
 
@@ -134,15 +149,15 @@ async def test_where_an_answer_cannot_be_translated_only_what_may_run_twice_does
     assert (again.status_code, again.headers["x-ran"], again.json()) == (200, "one", item)
 
 
-async def test_with_the_old_version_gone_its_clients_are_still_served(versioned: Versioned) -> None:
-    versioned.first.kill()
+async def test_with_the_old_version_gone_its_clients_are_still_served(own: Versioned) -> None:
+    own.first.kill()
 
     async def is_gone() -> bool:
-        answer = await versioned.client.post("/items", json={"sku": "a", "price": "free"}, headers=OLD)
+        answer = await own.client.post("/items", json={"sku": "a", "price": "free"}, headers=OLD)
         return answer.status_code == 500 and answer.json()["code"] == "version.transform_failed"
 
     await eventually(is_gone, within_s=15)  # nothing to fall back to
-    assert await versioned.runs(**OLD) == "two"
+    assert await own.runs(**OLD) == "two"
 
 
 async def test_breaking_changes_without_a_transformer_leave_it_to_the_header(versioned: Versioned) -> None:
@@ -178,53 +193,53 @@ async def test_versions_that_cannot_be_had_are_refused(
     assert (status == 400) or problem["available"][:2] == ["v1", "v2"]
 
 
-async def test_what_operators_change_is_seen_by_every_router(versioned: Versioned) -> None:
-    first, second = (await versioned.timeline("left")).versions
+async def test_what_operators_change_is_seen_by_every_router(own: Versioned) -> None:
+    first, second = (await own.timeline("left")).versions
     soon = int(time.time()) + 86_400
 
-    await versioned.registry.change(
+    await own.registry.change(
         "priced",
         "left",
         lambda it: with_deprecation(it, first.tsv, since_s=1_700_000_000, sunset_s=soon, now_ms=1, actor="t"),
     )
-    await versioned.registry.change(
+    await own.registry.change(
         "priced", "left", lambda it: with_status(it, second.tsv, "deactivated", now_ms=1, actor="t", force=True)
     )
 
     async def have_all_seen() -> bool:
-        answers = [await versioned.client.get("/left") for _ in range(8)]
+        answers = [await own.client.get("/left") for _ in range(8)]
         return all(
             answer.text == "one" and answer.headers.get("deprecation") == "@1700000000" and "sunset" in answer.headers
             for answer in answers
         )
 
     await eventually(have_all_seen, within_s=5)
-    gone = await versioned.client.get("/left", headers={"x-gati-version": "v2"})
+    gone = await own.client.get("/left", headers={"x-gati-version": "v2"})
     assert (gone.status_code, gone.json()["code"]) == (404, "version.not_found")
 
 
 @pytest.mark.prop(7)
-async def test_an_unhealthy_version_gets_no_traffic(versioned: Versioned) -> None:
-    assert (await versioned.client.post("/fall-ill")).text == "cough"
+async def test_an_unhealthy_version_gets_no_traffic(own: Versioned) -> None:
+    assert (await own.client.post("/fall-ill")).text == "cough"
 
     async def has_moved() -> bool:
-        return (await versioned.client.get("/left")).text == "one"
+        return (await own.client.get("/left")).text == "one"
 
     await eventually(has_moved, within_s=10)
-    answers = [await versioned.client.get("/left") for _ in range(20)]
+    answers = [await own.client.get("/left") for _ in range(20)]
     assert {answer.text for answer in answers} == {"one"}
-    pinned = await versioned.client.get("/left", headers={"x-gati-version": "v2"})
+    pinned = await own.client.get("/left", headers={"x-gati-version": "v2"})
     assert (pinned.status_code, pinned.json()["code"]) == (503, "route.no_live_worker")
 
 
-async def test_all_routers_count_what_each_version_is_asked_for(versioned: Versioned) -> None:
+async def test_all_routers_count_what_each_version_is_asked_for(own: Versioned) -> None:
     for _ in range(12):
-        await versioned.client.get("/left")
+        await own.client.get("/left")
     for _ in range(8):
-        await versioned.client.get("/left", headers=OLD)
+        await own.client.get("/left", headers=OLD)
 
-    first, second = (await versioned.timeline("left")).versions
-    async with open_fabric(versioned.fabric.settings, name="test") as inside:
+    first, second = (await own.timeline("left")).versions
+    async with open_fabric(own.fabric.settings, name="test") as inside:
         usage = fabric_usage(inside)
 
         async def is_counted() -> bool:
