@@ -289,8 +289,8 @@ async def test_it_is_made_once_and_used_again(place: Place) -> None:
     first = await place.prepared()
     again = await place.prepared()
 
-    assert (first.is_new, again.is_new) == (True, False)
     assert again.path == first.path
+    assert (first.is_new, again.is_new) == (True, False)
     assert again.installed == first.installed
     assert again.took_s < 0.5
 

@@ -24,6 +24,8 @@ from gati_worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
+ENDED_EARLY = "the worker process ended before it was ready"
+
 
 class Child:
     """A `gati_worker.runner` process: spare until assigned, then one package's worker."""
@@ -102,7 +104,7 @@ class Child:
             wheel=str(wheel) if wheel is not None else "",
             purpose=purpose,
         )
-        status = Status(event="failed", error="the worker process ended before it was ready")
+        status = Status(event="failed", error=ENDED_EARLY)
         try:
             if self._process.stdin is not None:
                 self._process.stdin.write(msgspec.json.encode(assignment) + b"\n")

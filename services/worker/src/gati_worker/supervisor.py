@@ -22,7 +22,7 @@ from gati_core.errors import TransientError, WorkerCrashed
 from gati_core.fabric import Fabric, KvBucket
 from gati_core.wire import encode, problem_reply
 from gati_worker.care import Care
-from gati_worker.child import Child
+from gati_worker.child import ENDED_EARLY, Child
 from gati_worker.runner import Status
 from gati_worker.settings import WorkerSettings
 
@@ -359,6 +359,9 @@ class Hosted:
             return True
         self._report("package_failed", status)
         self._on_status(status)
+        if status.error == ENDED_EARLY:
+            # It works on requests before it says that it is ready, and may die of them.
+            self._note_crash(await child.wait())
         return False
 
     async def _replace(self, old: Child, event: str) -> None:
@@ -376,6 +379,11 @@ class Hosted:
             self._delay_s = self._supervisor.settings.restart_delay_s
         log.error("worker_crashed", app=self.spec.name, pid=child.pid, exit_code=code, lived_s=round(lived_s, 1))
         await self._supervisor.settle_for(child, crashed=True)
+        self._note_crash(code)
+        await self._pause_before_retry(can_wait_for_change=False)
+
+    def _note_crash(self, code: int) -> None:
+        """Report it, where there were too many lately."""
         was_crashing = self._is_crashing
         now, window_s = time.monotonic(), self._supervisor.settings.crash_window_s
         while self._crashes and now - self._crashes[0] > window_s:
@@ -385,7 +393,6 @@ class Hosted:
             error = f"its process died {_CRASHES} times within {window_s:g} s, last with {_how(code)}"
             log.error("crash_loop", app=self.spec.name, error=error, hint="it is started again, at longer intervals")
             self._on_status(Status(event="crashing", error=error))
-        await self._pause_before_retry(can_wait_for_change=False)
 
     async def _pause_before_retry(self, *, can_wait_for_change: bool = True) -> None:
         settings = self._supervisor.settings
