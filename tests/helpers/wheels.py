@@ -59,7 +59,7 @@ def write_wheel(
 
 
 def write_zip(path: Path, files: Mapping[str, bytes]) -> None:
-    """An archive of these files, with a RECORD that lists them."""
+    """An archive of these files, with a RECORD that lists them; the same files make the same bytes."""
     (dist_info,) = {name.partition("/")[0] for name in files if ".dist-info/" in name}
     rows = [[name, f"sha256={_hash(content)}", str(len(content))] for name, content in files.items()]
     record = io.StringIO()
@@ -68,7 +68,7 @@ def write_zip(path: Path, files: Mapping[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(zipfile.ZipInfo(name), content)
-        archive.writestr(f"{dist_info}/RECORD", record.getvalue())
+        archive.writestr(zipfile.ZipInfo(f"{dist_info}/RECORD"), record.getvalue())
 
 
 def read_zip(path: Path) -> dict[str, bytes]:
