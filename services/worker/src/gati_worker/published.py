@@ -316,7 +316,7 @@ class PublishedPackages:
                 began = time.monotonic()
                 try:
                     await sleeper.until_woken()
-                except asyncio.CancelledError:
+                except BaseException:
                     with anyio.CancelScope(shield=True):
                         await sleeper.leave()
                     raise
@@ -368,8 +368,12 @@ class PublishedPackages:
                             return place
                     case "crashing" | "steady":
                         await self._tell_trouble(record, status.error)
-                    case _ if await self._tell_refused(record, status):
-                        return None
+                    case _:
+                        if sleeper is not None:  # whoever asks is to hear that nobody is there
+                            await sleeper.leave()
+                            sleeper = None
+                        if await self._tell_refused(record, status):
+                            return None
         finally:
             with anyio.CancelScope(shield=True):
                 for hosted in instances:

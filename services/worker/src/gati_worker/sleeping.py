@@ -60,6 +60,7 @@ class Sleeper:
         self._bell = bell
         self._beat_s = settings.heartbeat_s
         self._announcement: WorkerAnnouncement | None = None
+        self._beats: asyncio.Task[None] | None = None
         self._id = new_instance_id()
 
     async def announce(self, worker_id: str) -> bool:
@@ -77,10 +78,11 @@ class Sleeper:
             told, worker=self._id, state="asleep", pid=0, in_flight=0, handled=0, failed=0, abandoned=0, counts={}
         )
         await self._beat()
+        self._beats = asyncio.create_task(self._keep_announcing(), name=f"place of {self._pool}")
         return True
 
     async def until_woken(self) -> None:
-        """Wait for work, and go on announcing meanwhile."""
+        """Wait for work."""
         while not self._bell.is_set():
             try:
                 async with asyncio.timeout(self._beat_s):
@@ -88,18 +90,30 @@ class Sleeper:
             except TimeoutError:
                 pass
             try:
-                await self._beat()
                 if await waiting_work(self._fabric.connection, self._pool):
                     return
             except GatiError as exc:
-                log.warning("heartbeat_failed", pool=self._pool, error=str(exc))
+                log.debug("work_not_looked_for", pool=self._pool, error=str(exc))
 
     async def leave(self) -> None:
-        """A process has taken over, or the version has ended."""
+        """A process has taken over, or none will."""
+        beats, self._beats = self._beats, None
+        if beats is not None:
+            beats.cancel()
+            await asyncio.gather(beats, return_exceptions=True)
         try:
             await self._members.delete(self._fabric.subjects.member_key("worker", self._pool, self._id))
         except GatiError as exc:
             log.debug("goodbye_failed", error=str(exc))  # it expires by itself
+
+    async def _keep_announcing(self) -> None:
+        """Until `leave`: also while a process starts, which may take longer than an announcement lives."""
+        while True:
+            await asyncio.sleep(self._beat_s)
+            try:
+                await self._beat()
+            except GatiError as exc:
+                log.warning("heartbeat_failed", pool=self._pool, error=str(exc))
 
     async def _beat(self) -> None:
         if self._announcement is not None:
