@@ -248,8 +248,9 @@ def member_checks(pools: Mapping[str, bytes], manifests: Mapping[str, bytes]) ->
 def worker_check(announcement: WorkerAnnouncement) -> Check:
     """What one worker process says of itself: its load, and what its health checks found."""
     health = announcement.health
+    process = f"process {announcement.pid} on " if announcement.pid else "no process, on "
     detail = (
-        f"{announcement.manifest.pool} {announcement.worker} (process {announcement.pid} on {announcement.host}):"
+        f"{announcement.manifest.pool} {announcement.worker} ({process}{announcement.host}):"
         f" {'' if announcement.state == 'ready' else announcement.state + ', '}{health},"
         f" {announcement.in_flight} of {announcement.capacity} in flight,"
         f" {announcement.handled} answered, {announcement.failed} failed"
