@@ -27,6 +27,7 @@ from gati_core.fabric import free_port
 HERE = Path(__file__).resolve().parent
 GATI = (sys.executable, "-m", "gati_cli")
 START_WITHIN_S = 60.0
+COUNTED_WITHIN_S = 30.0
 CLIENTS = {
     "1.0": ("v1.0.0", {"name": "Mug", "price": "4.50"}),
     "1.1": ("v1.1.0", {"name": "Mug", "price": "4.50", "description": "blue"}),
@@ -41,6 +42,7 @@ class Tour:
     def __init__(self, directory: Path, port: int, environ: dict[str, str]) -> None:
         self._directory = directory
         self._environ = environ
+        self._written = 0
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False)
 
     def gati(self, *words: str, fails: bool = False) -> None:
@@ -68,12 +70,27 @@ class Tour:
     def write(self, client: str) -> None:
         """A client puts the article as its version knows it."""
         tag, body = CLIENTS[client]
+        self._written += 1
         self._told(client, self.client.put("/articles/mug", json=body, headers={"x-gati-version": tag}), body)
 
     def read(self, client: str) -> None:
         """A client reads the article."""
         tag, _ = CLIENTS[client]
         self._told(client, self.client.get("/articles/mug", headers={"x-gati-version": tag}))
+
+    def wait_until_counted(self) -> None:
+        """Routers write down every few seconds which versions were asked for."""
+        command = [*GATI, "versions", "list", "put_article", "--json"]
+        give_up_at = time.monotonic() + COUNTED_WITHIN_S
+        while True:
+            listed = subprocess.run(
+                command, cwd=self._directory, env=self._environ, capture_output=True, timeout=60, check=True
+            )
+            if sum(row["requests"] for row in json.loads(listed.stdout)) == self._written:
+                return
+            if time.monotonic() > give_up_at:
+                raise SystemExit(f"{self._written} requests were sent, and not all are counted:\n{listed.stdout!r}")
+            time.sleep(0.5)
 
     def _told(self, client: str, answer: httpx.Response, body: object = None) -> None:
         sent = f" {json.dumps(body)}" if body is not None else ""
@@ -144,6 +161,7 @@ def main() -> None:
             tour.read(client)
 
         print("\n# What there is now; and the end of a version.")
+        tour.wait_until_counted()
         tour.gati("versions", "list", "put_article")
         tour.gati("versions", "deactivate", "put_article", "v1.0.0", "--reason", "no client asks for it")
 

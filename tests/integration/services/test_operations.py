@@ -124,17 +124,25 @@ async def test_metrics_count_requests_by_route_not_by_path(client: httpx.AsyncCl
 async def test_several_processes_share_one_port_and_one_scrape_sees_them_all(start: StartFabric) -> None:
     async with start(environment={"GATI_INGRESS_PROCESSES": "2"}) as fabric:
         assert len(fabric.ingresses[0].children()) == 2
-        for number in range(40):  # a connection each, so that the kernel spreads them
-            async with fabric.client() as client:
-                assert (await client.post("/again", json={"id": f"a{number}"})).status_code == 200
+        sent = 0
 
+        async def both_answer_and_are_seen() -> bool:
+            nonlocal sent
+            async with fabric.client() as client:  # a connection each, so that the kernel spreads them
+                assert (await client.post("/again", json={"id": f"a{sent}"})).status_code == 200
+                sent += 1
+                totals = samples((await client.get("/metrics")).text, "gati_ingress_requests_total")
+            return len(totals) == 2
+
+        await eventually(both_answer_and_are_seen, within_s=8)
         async with fabric.client() as client:
 
-            async def all_seen() -> bool:
+            async def all_counted() -> bool:
                 totals = samples((await client.get("/metrics")).text, "gati_ingress_requests_total")
-                return sum(totals.values()) == 40 and len(totals) == 2
+                assert sum(totals.values()) == sent, totals
+                return True
 
-            await eventually(all_seen, within_s=5)
+            await eventually(all_counted, within_s=5)
 
         victim = fabric.ingresses[0].children()[0]
         os.kill(victim, signal.SIGKILL)

@@ -70,7 +70,10 @@ class Operations:
         return reasons
 
     async def refresh(self) -> None:
-        """Look at what needs a round trip, and leave the counters where siblings find them."""
+        """Leave the counters where siblings find them, and look at what needs a round trip."""
+        if self._shared:  # first: a broker that answers late makes no scrape late
+            self._update()
+            await asyncio.to_thread(write_snapshot, self._recorder.stats, self._shared)
         if self._fabric.connection.is_up:
             try:
                 await stream_state(self._fabric.connection, self._fabric.subjects.req_stream)
@@ -82,9 +85,6 @@ class Operations:
         if bool(reasons) == self._was_ready:
             self._was_ready = not reasons
             log.info("readiness_changed", ready=not reasons, reasons=reasons)
-        if self._shared:
-            self._update()
-            await asyncio.to_thread(write_snapshot, self._recorder.stats, self._shared)
 
     async def keep_fresh(self) -> None:
         """`refresh` every second, for ever."""
