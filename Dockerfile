@@ -51,7 +51,7 @@ ENTRYPOINT ["python", "-m", "gati_ingress"]
 
 FROM service AS router
 COPY --from=build-router /opt/gati /opt/gati
-ENV GATI_ROUTER_HEALTH_FILE=/tmp/healthy
+ENV GATI_ROUTER_HEALTH_FILE=/tmp/healthy GATI_ROUTER_METRICS_PORT=9090 GATI_ROUTER_METRICS_HOST=0.0.0.0
 HEALTHCHECK --interval=10s --timeout=3s --retries=3 --start-period=30s --start-interval=1s \
     CMD ["python", "-m", "gati_router.health"]
 ENTRYPOINT ["python", "-m", "gati_router"]
@@ -61,6 +61,7 @@ COPY --from=build-worker /opt/gati /opt/gati
 # For the environments of published packages. A volume here spares a new container from making them again.
 COPY --from=build-worker --chown=gati:gati /var/cache/gati /var/cache/gati
 ENV GATI_WORKER_HEALTH_FILE=/tmp/healthy GATI_WORKER_CACHE_DIR=/var/cache/gati
+ENV GATI_WORKER_METRICS_PORT=9090 GATI_WORKER_METRICS_HOST=0.0.0.0
 HEALTHCHECK --interval=10s --timeout=3s --retries=3 --start-period=30s --start-interval=1s \
     CMD ["python", "-m", "gati_worker.health"]
 ENTRYPOINT ["python", "-m", "gati_worker"]

@@ -16,6 +16,7 @@ import httpx
 from tests.e2e.conftest import Stack, pools_are_served
 from tests.helpers.docker import docker
 from tests.helpers.load import loaded
+from tests.helpers.samples import samples
 from tests.helpers.waiting import eventually
 
 
@@ -36,6 +37,23 @@ async def test_the_examples_answer_as_the_readme_says(stack: Stack, client: http
     assert (shown.status_code, shown.json()) == (200, order)
     assert missing.status_code == 404
     assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_routers_and_workers_tell_prometheus_what_they_count(stack: Stack, client: httpx.AsyncClient) -> None:
+    await client.get("/hello/World")
+    (worker,) = stack.compose.containers("worker")
+    read = "import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1], timeout=5).read())"
+
+    async def all_tell() -> bool:
+        texts = [
+            str(await in_thread(docker, "exec", worker, "python", "-c", read, f"http://{service}:9090/metrics"))
+            for service in ("router", "worker")
+        ]
+        assert sum(samples(texts[0], "gati_router_routed_total").values()) > 0, texts[0]
+        counted = samples(texts[1], "gati_timescape_version_requests_total")
+        return any('handler_path="hello:' in labels and 'status="200"' in labels for labels in counted)
+
+    await eventually(all_tell, within_s=15, every_s=0.5)
 
 
 async def test_a_large_body_goes_there_and_back(stack: Stack, client: httpx.AsyncClient) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from gati_core.fabric import EmbeddedBroker, free_port
 from tests.helpers.processes import PACKAGES, FabricUnderTest, running_fabric
+from tests.helpers.samples import samples
 from tests.helpers.waiting import eventually
 from tests.integration.services.conftest import StartFabric
 
@@ -27,16 +28,6 @@ def run_service(*arguments: str, **environment: str) -> subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-m", *arguments], env={**clean, **environment}, capture_output=True, text=True, timeout=20
     )
-
-
-def samples(text: str, name: str) -> dict[str, float]:
-    """Samples of one metric: labels → value."""
-    found = {}
-    for line in text.splitlines():
-        if line.startswith((name + "{", name + " ")):
-            labels, _, value = line.removeprefix(name).rpartition(" ")
-            found[labels] = float(value)
-    return found
 
 
 # -- probes -------------------------------------------------------------------------------------

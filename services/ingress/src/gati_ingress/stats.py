@@ -16,6 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from gati_core.observe import cumulative
+
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _MAX_SERIES = 2000
 _MAX_CODES = 500
@@ -127,7 +129,7 @@ class _Collector(Collector):
                 values = [route.method, route.route, str(route.status), stats.process]
                 total.add_metric(values, route.count)
                 size.add_metric(values, route.request_bytes)
-                duration.add_metric(values, _cumulative(route.buckets), route.seconds)
+                duration.add_metric(values, cumulative(BUCKETS_S, route.buckets), route.seconds)
             for code, count in stats.errors.items():
                 errors.add_metric([code, stats.process], count)
         yield from (total, size, duration, errors)
@@ -167,12 +169,3 @@ class _Collector(Collector):
         for stats in self._everyone:
             family.add_metric([stats.process], float(getattr(stats, field)))
         return family
-
-
-def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
-    pairs = []
-    count = 0
-    for bound, number in zip([*map(str, BUCKETS_S), "+Inf"], buckets, strict=True):
-        count += number
-        pairs.append((bound, float(count)))
-    return pairs

@@ -14,9 +14,11 @@ from gati_core.errors import GatiError
 from gati_core.fabric import open_fabric
 from gati_core.ids import new_instance_id
 from gati_core.observe import set_up_logging, settle_garbage_collector
+from gati_core.observe.metrics import serving_metrics
 from gati_core.settings import FabricSettings, fabric_from_env, from_env
 from gati_core.timescape import SnapshotPolicy, SweepPolicy
 from gati_router.app import Router
+from gati_router.metrics import RouterMetrics
 from gati_router.settings import RouterSettings
 
 log = structlog.get_logger(__name__)
@@ -35,8 +37,18 @@ async def run(
             await router.start()
             settle_garbage_collector()
             log.info("router_started", router=router.id, namespace=fabric_settings.namespace)
-            async for _ in signals:
-                break
+            collector = RouterMetrics(
+                stats=router.stats,
+                decisions=router.decisions,
+                workers=router.catalogue.healthy_workers,
+                routes=lambda: router.catalogue.table.size,
+                versions=lambda: router.versions,
+            )
+            with serving_metrics(
+                collector, host=settings.metrics_host, port=settings.metrics_port, prefix="GATI_ROUTER_"
+            ):
+                async for _ in signals:
+                    break
             log.info("router_draining")
             await router.drain(grace_s=_DRAIN_GRACE_S)
     log.info("router_stopped", routed=router.stats.routed)

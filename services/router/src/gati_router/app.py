@@ -33,13 +33,15 @@ from gati_core.errors import (
 from gati_core.fabric import DeliveryPort, Fabric, KvBucket, KvView, PublisherPort, PullConsumer
 from gati_core.fabric.topology import MAX_ATTEMPTS, REQ_ACK_WAIT_S
 from gati_core.manifests import RouterBeat
-from gati_core.timescape import SnapshotPolicy, SweepPolicy, UsageCounter, fabric_usage
+from gati_core.timescape import SnapshotPolicy, SweepPolicy, UsageCounter, fabric_usage, usage_names
 from gati_core.wire import LANES, PROTOCOL, RoutingView, WorkItem, decode_cancel, decode_routing, encode, problem_reply
 from gati_router.advisories import AdvisoryMover
 from gati_router.canaries import Canaries
 from gati_router.catalogue import Catalogue
+from gati_router.metrics import VersionsByStatus, count_versions
 from gati_router.settings import RouterSettings
 from gati_router.snapshotting import RouterSnapshots
+from gati_router.stats import Decisions, RouterStats
 from gati_router.sweeping import RouterSweep
 
 log = structlog.get_logger(__name__)
@@ -51,19 +53,7 @@ _GOODBYE_S = 1.0
 _WAKE_AGAIN_S = 0.25
 _REMEMBER_WAKES = 1000
 _LOOK_AT_CANARIES_S = 1.0
-
-
-class RouterStats(msgspec.Struct):
-    """Plain counters, read by the heartbeat and by tests."""
-
-    received: int = 0
-    routed: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    refused: int = 0
-    dead: int = 0
-    naked: int = 0
-    parked: int = 0
+_GAUGE_CHANGES_S = 5.0
 
 
 class _Parked:
@@ -95,12 +85,16 @@ class Router:
         self._is_reply = fabric.subjects.is_reply
         self.id = router_id
         self.stats = RouterStats()
+        self.decisions = Decisions()
+        self.versions: VersionsByStatus = {}
+        """How many versions there are of each status, as last looked at."""
         self._loop = asyncio.get_running_loop()
         self.catalogue = Catalogue(
             fabric.subjects, worker_ttl_s=settings.worker_ttl_s, now=self._loop.time, later=self._loop.call_soon
         )
         self._consumers: list[PullConsumer] = []
         self._views: list[KvView] = []
+        self._timescape: KvView | None = None
         self._parked: dict[str, _Parked] = {}
         self._cancelled: dict[str, None] = {}
         self._woken: dict[str, float] = {}
@@ -108,9 +102,10 @@ class Router:
         self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
         self._mover = AdvisoryMover(fabric)
         self._usage = UsageCounter(fabric_usage(fabric))
+        self._policy = sweep or SweepPolicy()
         self._sweep = RouterSweep(
             fabric,
-            sweep or SweepPolicy(),
+            self._policy,
             router_id=router_id,
             every_s=settings.sweep_every_s,
             rollout_of=self.catalogue.rollout_of,
@@ -121,6 +116,8 @@ class Router:
         self._is_draining = False
         self._beat_at = 0.0
         self._counted_at = self._swept_at = self._looked_at = self._loop.time()
+        self._gauged_at = float("-inf")
+        self._gauged = -1
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -131,9 +128,11 @@ class Router:
             BrokerUnavailable: the buckets could not be read.
         """
         subjects = self._fabric.subjects
+        timescape = KvView(self._connection, subjects.timescape_bucket, on_change=self.catalogue.timeline_changed)
+        self._timescape = timescape
         self._views = [
             KvView(self._connection, subjects.manifests_bucket, on_change=self.catalogue.manifest_changed),
-            KvView(self._connection, subjects.timescape_bucket, on_change=self.catalogue.timeline_changed),
+            timescape,
             KvView(self._connection, subjects.config_bucket, on_change=self.catalogue.config_changed),
             KvView(self._connection, subjects.pools_bucket, on_change=self.catalogue.pool_changed),
         ]
@@ -242,6 +241,7 @@ class Router:
         resolved = choice.resolved.tsv
         if resolved:
             self._usage.count(target.app, target.handler, resolved)
+            self.decisions.add(target.app, target.handler, resolved, choice.source)
         if choice.hops:
             work.hops = list(choice.hops)
             work.fallback = choice.fallback.subject.decode() if choice.fallback is not None else ""
@@ -389,9 +389,26 @@ class Router:
         if now - self._looked_at > _LOOK_AT_CANARIES_S and self._connection.is_up:
             self._looked_at = now
             self._spawn(self._canaries.look())
+        if self._settings.metrics_port and self._is_gauge_due(now):
+            self._gauged_at, self._gauged = now, self.catalogue.rebuilds
+            self._spawn(self._count_versions())
         if now - self._beat_at > self._settings.heartbeat_s:
             self._beat_at = now
             self._spawn(self._beat())
+
+    def _is_gauge_due(self, now: float) -> bool:
+        """Sooner than usual where something has changed."""
+        every_s = self._settings.version_gauges_every_s
+        has_changed = self._gauged != self.catalogue.rebuilds
+        return now - self._gauged_at > (min(every_s, _GAUGE_CHANGES_S) if has_changed else every_s)
+
+    async def _count_versions(self) -> None:
+        entries = list(self._timescape.entries()) if self._timescape is not None else []
+        usage = {names: entry for entry in entries if (names := usage_names(entry.key)) is not None}
+        # In a thread: of a hundred thousand versions it takes longer than requests should wait.
+        self.versions = await asyncio.to_thread(
+            count_versions, self.catalogue.timelines(), usage, self._policy, now_s=time.time()
+        )
 
     async def _count(self) -> None:
         await self._usage.flush()

@@ -12,6 +12,7 @@ not been activated. One without a fingerprint has no versions, and is simply the
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -225,6 +226,16 @@ class Catalogue:
     def timeline_of(self, app: str, handler: str) -> Timeline | None:
         """The versions of a handler, as last seen."""
         return self._timelines.get((app, handler))
+
+    def timelines(self) -> list[Timeline]:
+        """The versions of all handlers, as last seen."""
+        return list(self._timelines.values())
+
+    def healthy_workers(self) -> dict[str, int]:
+        """How many workers of each app are ready and healthy; 0 for one that is known and has none."""
+        workers = [each.announcement for each in list(self._workers.values()) if not each.is_shaky]
+        ready = Counter(each.manifest.app for each in workers if each.state == "ready")
+        return {**{app: 0 for app, _ in list(self._handlers)}, **ready}
 
     def expire(self) -> None:
         """Forget workers that have been silent too long. Call this now and then."""

@@ -25,6 +25,12 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Seconds between two additions of what was counted for each version to what all routers have counted."""
     sweep_every_s: Annotated[float, Meta(gt=0)] = 3600.0
     """Seconds between two sweeps of versions, by all routers together; `GATI_SWEEP_*` says what ends."""
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Where `/metrics` is served; nowhere when 0."""
+    metrics_host: str = "127.0.0.1"
+    """Address of that port; `0.0.0.0` in a container."""
+    version_gauges_every_s: Annotated[float, Meta(gt=0)] = 60.0
+    """Seconds between two looks at how many versions there are of each status, for the metrics."""
     health_file: str = ""
     """Touched with every heartbeat while healthy, for container health checks; none when empty."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

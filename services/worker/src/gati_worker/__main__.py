@@ -21,8 +21,11 @@ from gati_core.app.packages import PackageSpec, find_in, find_installed
 from gati_core.errors import GatiError
 from gati_core.fabric import open_fabric
 from gati_core.observe import set_up_logging
+from gati_core.observe.metrics import serving_metrics
 from gati_core.settings import FabricSettings, fabric_from_env, from_env
 from gati_worker.child import Child
+from gati_worker.counting import WorkerCounts
+from gati_worker.metrics import WorkerMetrics
 from gati_worker.published import PublishedPackages
 from gati_worker.settings import WorkerSettings
 from gati_worker.supervisor import Supervisor
@@ -35,9 +38,15 @@ async def run(
 ) -> None:
     """Supervise until SIGINT or SIGTERM; a second signal kills what has not left."""
     first_child = asyncio.create_task(Child.spawn()) if watch else None
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    counts = WorkerCounts()
+    endpoint = serving_metrics(
+        WorkerMetrics(counts), host=settings.metrics_host, port=settings.metrics_port, prefix="GATI_WORKER_"
+    )
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, endpoint:
         async with open_fabric(fabric_settings, name="gati-worker") as fabric, anyio.create_task_group() as tasks:
-            supervisor = Supervisor(settings=settings, fabric=fabric, specs=specs, watch=watch, first_child=first_child)
+            supervisor = Supervisor(
+                settings=settings, fabric=fabric, specs=specs, watch=watch, first_child=first_child, counts=counts
+            )
 
             async def listen() -> None:
                 seen = 0

@@ -18,6 +18,7 @@ import structlog
 from gati_core.app.packages import PackageSpec
 from gati_core.ids import new_instance_id
 from gati_core.settings import FabricSettings
+from gati_worker.counting import ProcessCounts, read_counts
 from gati_worker.ledger import CrashLedger, LedgerEntry
 from gati_worker.runner import Assignment, Status
 from gati_worker.settings import WorkerSettings
@@ -35,6 +36,7 @@ class Child:
         self._status = status
         self._status_fd = status_fd
         self._ledger: CrashLedger | None = None
+        self._counts: Path | None = None
         self.app = ""
         self.ready: Status | None = None
         self.worker_id = new_instance_id()
@@ -94,6 +96,7 @@ class Child:
         os.close(fd)
         self._ledger = CrashLedger(Path(name), settings.ledger_slots)
         self.app = spec.name
+        self._counts = self._ledger.path.with_suffix(".counts") if settings.metrics_port else None
         assignment = Assignment(
             spec=spec,
             settings=settings,
@@ -103,6 +106,7 @@ class Child:
             worker=self.worker_id,
             wheel=str(wheel) if wheel is not None else "",
             purpose=purpose,
+            counts=str(self._counts or ""),
         )
         status = Status(event="failed", error=ENDED_EARLY)
         try:
@@ -188,8 +192,15 @@ class Child:
         """What it has started and not answered, as its ledger tells."""
         return self._ledger.entries() if self._ledger is not None else []
 
+    def counts(self) -> ProcessCounts | None:
+        """What it has counted, as far as it has written that down."""
+        return read_counts(self._counts) if self._counts is not None else None
+
     def forget(self) -> None:
-        """Remove its ledger."""
+        """Remove what it has written."""
+        if self._counts is not None:
+            self._counts.unlink(missing_ok=True)
+            self._counts.with_suffix(".draft").unlink(missing_ok=True)
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             ledger.close()

@@ -34,7 +34,7 @@ from gati_core.errors import (
 )
 from gati_core.fabric import Channel, DeliveryPort, Fabric
 from gati_core.fabric.topology import MAX_ATTEMPTS, WORK_ACK_WAIT_S
-from gati_core.lifecycle import HandlerRun, Lifecycle, Plan
+from gati_core.lifecycle import HandlerRun, HopCounts, Lifecycle, Plan
 from gati_core.manifests import HandlerCounts
 from gati_core.wire import (
     Reply,
@@ -45,6 +45,7 @@ from gati_core.wire import (
     encode,
     problem_reply,
 )
+from gati_worker.counting import VersionCounts
 from gati_worker.ledger import CrashLedger, LedgerEntry
 from gati_worker.running import ExecutionStats, Running
 
@@ -94,6 +95,13 @@ class Executor:
         self._done_slots: list[int] = []
         self.stats = ExecutionStats()
         self.by_handler = {name: HandlerCounts() for name in self._plans}
+        self.by_version: dict[tuple[str, str], VersionCounts] = {}
+        """By handler and version."""
+
+    @property
+    def transforms(self) -> dict[tuple[str, str], HopCounts]:
+        """What transformers have done here, by the versions from and to which they lead."""
+        return self._lifecycle.transforms
 
     @property
     def abandoned(self) -> int:
@@ -312,6 +320,7 @@ class Executor:
         reply.headers += running.item.version_headers
         self._connection.publish_now(running.item.reply_to.encode(), encode(reply))
         running.channel = channel
+        self._count_version(running.item, reply.status, time.perf_counter() - running.began_at)
         self._channels += 1
         # Over once the client has gone: a stream at once, a socket's handler may see it and finish.
         channel.on_lost = lambda _reason: self._client_lost(running)
@@ -324,6 +333,13 @@ class Executor:
             running.slot = self._note(running.item, running.delivery, running.delivery.attempt, is_once=True)
         # It may be open for hours: the place is for the next request.
         running.delivery.release()
+
+    def _count_version(self, item: WorkItem, status: int, seconds: float) -> None:
+        key = (item.handler, item.tsv)
+        counts = self.by_version.get(key)
+        if counts is None:
+            counts = self.by_version[key] = VersionCounts(handler=item.handler, version=item.tsv)
+        counts.add(status, seconds)
 
     def _client_lost(self, running: Running) -> None:
         if running.run is not None and running.run.plan.call.is_websocket:
@@ -339,8 +355,10 @@ class Executor:
         stats = self.stats
         stats.replied += 1
         counts = self.by_handler[running.item.handler]
+        seconds = time.perf_counter() - running.began_at
         counts.answers += 1
-        counts.seconds += self._loop.time() - running.began_at
+        counts.seconds += seconds
+        self._count_version(running.item, reply.status, seconds)
         if reply.status >= 500:
             stats.failed += 1
             counts.errors += 1

@@ -41,6 +41,7 @@ from gati_core.observe import set_up_logging, settle_garbage_collector
 from gati_core.settings import FabricSettings
 from gati_core.timescape import fabric_registry
 from gati_core.wire import StoredRun, TraceRecord, encode
+from gati_worker.counting import HopTotals, ProcessCounts, write_counts
 from gati_worker.duties import ProcessDuties, first_config
 from gati_worker.execution import Executor
 from gati_worker.ledger import CrashLedger
@@ -69,6 +70,8 @@ class Assignment(msgspec.Struct, kw_only=True):
     wheel: str = ""
     """What the package was installed from, if it was published."""
     purpose: Literal["serve", "decommission"] = "serve"
+    counts: str = ""
+    """The file in which it leaves what it has counted; none when empty."""
 
 
 class Status(msgspec.Struct, kw_only=True):
@@ -104,6 +107,7 @@ class Runner:
         on_progress: Callable[[float], None] = lambda _seconds: None,
         on_idle: Callable[[], None] = lambda: None,
         is_published: bool = False,
+        counts_file: Path | None = None,
     ) -> None:
         self.app = app
         self.pool = pool
@@ -118,6 +122,7 @@ class Runner:
         self._on_progress = on_progress
         self._on_idle = on_idle
         self._is_published = is_published
+        self._counts_file = counts_file
         self._started_ms = time.time_ns() // 1_000_000
         self._manifest = PoolManifest(app=app.name, pool=pool, version=spec.version, handlers=[])
         self._members = KvBucket(fabric.connection, fabric.subjects.pools_bucket)
@@ -347,6 +352,7 @@ class Runner:
             self.is_spent.set()
         if now - self._beat_at > self._settings.heartbeat_s and (self._beats is None or self._beats.done()):
             self._beat_at = now
+            self.write_counts()
             self._beats = asyncio.get_running_loop().create_task(self._announce_quietly())
 
     def _look_at_age(self, now: float) -> None:
@@ -375,6 +381,23 @@ class Runner:
         self.executor.tick(now)
         if len(self._channels):
             self._channels.tick(now)
+
+    def write_counts(self) -> None:
+        """Leave what was counted to the supervisor."""
+        if self._counts_file is None:
+            return
+        executor = self.executor
+        hops = [
+            HopTotals(from_version=start, to_version=end, counts=counts)
+            for (start, end), counts in executor.transforms.items()
+        ]
+        counts = ProcessCounts(
+            app=self.app.name, stats=executor.stats, versions=list(executor.by_version.values()), hops=hops
+        )
+        try:
+            write_counts(counts, self._counts_file)
+        except OSError as exc:
+            log.warning("counts_not_written", file=str(self._counts_file), error=str(exc))
 
     async def _announce_quietly(self) -> None:
         try:
@@ -434,6 +457,7 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
             worker_id=assignment.worker,
             environ=os.environ,
             is_published=bool(assignment.wheel),
+            counts_file=Path(assignment.counts) if assignment.counts else None,
             on_idle=lambda: _tell(assignment.status_fd, Status(event="idle", pool=pool)),
             on_progress=lambda seconds: _tell(
                 assignment.status_fd, Status(event="preparing", pool=pool, within_s=seconds)
@@ -452,6 +476,7 @@ async def _run(assignment: Assignment, app: App, pool: str) -> None:
         settings = assignment.settings
         with anyio.move_on_after(settings.drain_grace_s + 2 * settings.shutdown_hooks_s + 5):
             await runner.drain()
+    runner.write_counts()
     ledger.close()
     if runner.executor.abandoned or app.lifecycle.abandoned:
         _exit(_SPENT if runner.is_spent.is_set() else 0)

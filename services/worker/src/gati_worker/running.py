@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Protocol
 
 import msgspec
@@ -66,7 +67,7 @@ class Running:
         delivery: DeliveryPort,
         item: WorkItem,
         own_deadline_ms: float,
-        began_at: float,
+        leased_at: float,
         slot: int,
     ) -> None:
         self.executor = executor
@@ -75,7 +76,8 @@ class Running:
         self.own_deadline_ms = own_deadline_ms
         self.is_own_limit = own_deadline_ms < item.deadline_ms
         self.deadline_ms = own_deadline_ms if self.is_own_limit else float(item.deadline_ms)
-        self.began_at = self.leased_at = began_at
+        self.began_at = time.perf_counter()  # the loop's own time stands still within a turn, and counts milliseconds
+        self.leased_at = leased_at
         self.slot = slot
         self.is_once = item.mode == "at_most_once"
         self.cancel_reason = ""

@@ -71,6 +71,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Memory a child may use before callbacks hear of pressure; 0 takes the limit of the container."""
     health_every_s: Annotated[float, Meta(gt=0)] = 10.0
     """Seconds between two rounds of health checks."""
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Where the supervisor serves `/metrics` of all its processes; nowhere when 0."""
+    metrics_host: str = "127.0.0.1"
+    """Address of that port; `0.0.0.0` in a container."""
     health_file: str = ""
     """Touched while healthy, for container health checks; none when empty."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -23,6 +23,7 @@ from gati_core.fabric import Fabric, KvBucket
 from gati_core.wire import encode, problem_reply
 from gati_worker.care import Care
 from gati_worker.child import ENDED_EARLY, Child
+from gati_worker.counting import WorkerCounts
 from gati_worker.runner import Status
 from gati_worker.settings import WorkerSettings
 
@@ -36,6 +37,7 @@ is gone, and the redelivery would go there, at the cost of an attempt and a leas
 _SPARES = 2
 """Children started ahead in watch mode: two saves in a row find one each."""
 _SPARE_DELAY_S = 1.0
+_COUNT_EVERY_S = 1.0
 
 
 class Supervisor:
@@ -44,6 +46,7 @@ class Supervisor:
     Args:
         watch: replace a package's child when its files change (packages with a `root` only).
         first_child: one that was started while the broker was still awaited.
+        counts: what its processes count; summed up every second where metrics are served.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Supervisor:
         specs: list[PackageSpec],
         watch: bool = False,
         first_child: asyncio.Task[Child] | None = None,
+        counts: WorkerCounts | None = None,
     ) -> None:
         self._settings = settings
         self._fabric = fabric
@@ -65,6 +69,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._farewells: dict[asyncio.Task[None], Child] = {}
         self._added: dict[Hosted, asyncio.Task[None]] = {}
+        self.counts = counts or WorkerCounts()
 
     def add(self, hosted: Hosted) -> None:
         """Host one more package, until `remove` or the end."""
@@ -87,6 +92,8 @@ class Supervisor:
         if self._watch:
             tasks += [asyncio.create_task(self._follow(hosted)) for hosted in self._hosted if hosted.spec.root]
         tasks.append(asyncio.create_task(self._keep_healthy()))
+        if self._settings.metrics_port:
+            tasks.append(asyncio.create_task(self._keep_counts()))
         care = Care(settings=self._settings, children=self._children, publish=self._fabric.connection.publish_or_hold)
         looks = asyncio.create_task(care.run())
         try:
@@ -174,6 +181,7 @@ class Supervisor:
         if unfinished:
             once = sum(entry.is_once for entry in unfinished)
             log.warning("requests_settled_for_child", answered=once, given_back=len(unfinished) - once)
+        self.counts.keep(child)
         child.forget()
         if crashed:
             await self._take_down(child)
@@ -239,6 +247,11 @@ class Supervisor:
             if self._settings.health_file and all(hosted.is_healthy for hosted in self._hosted):
                 await anyio.Path(self._settings.health_file).touch()
             await anyio.sleep(self._settings.heartbeat_s)
+
+    async def _keep_counts(self) -> None:
+        while True:
+            self.counts.look(child.app for child in self._children() if not child.is_leaving)
+            await anyio.sleep(_COUNT_EVERY_S)
 
     @property
     def settings(self) -> WorkerSettings:
@@ -340,6 +353,7 @@ class Hosted:
             child = await self._supervisor.new_child()
         else:
             child = await Child.spawn(python=self._python)
+        self._supervisor.counts.follow(child)
         try:
             status = await child.assign(
                 self.spec, self._supervisor.settings, self._supervisor.fabric.settings, wheel=self._wheel
@@ -378,6 +392,7 @@ class Hosted:
         if lived_s > _QUICK_CRASH_S:
             self._delay_s = self._supervisor.settings.restart_delay_s
         log.error("worker_crashed", app=self.spec.name, pid=child.pid, exit_code=code, lived_s=round(lived_s, 1))
+        self._supervisor.counts.crashed(self.spec.name)
         await self._supervisor.settle_for(child, crashed=True)
         self._note_crash(code)
         await self._pause_before_retry(can_wait_for_change=False)

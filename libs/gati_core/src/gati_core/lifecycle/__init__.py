@@ -11,7 +11,7 @@ from gati_core.lifecycle.middleware import Middleware
 from gati_core.lifecycle.plan import HandlerCall, Plan
 from gati_core.lifecycle.request import Request
 from gati_core.lifecycle.response import Response, ResponseAlreadySent
-from gati_core.lifecycle.shared import Alert, Control, Lifecycle, QuietControl
+from gati_core.lifecycle.shared import Alert, Control, HopCounts, Lifecycle, QuietControl
 from gati_core.lifecycle.stream import BodyStream
 from gati_core.lifecycle.threads import HandlerThreads
 from gati_core.lifecycle.transforming import (
@@ -37,6 +37,7 @@ __all__ = [
     "HandlerRun",
     "HandlerThreads",
     "Hop",
+    "HopCounts",
     "Lifecycle",
     "LifecycleEvent",
     "Listener",

@@ -7,12 +7,17 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
+
 from gati_core.contexts import GlobalContext, LocalTopics
 from gati_core.errors import GatiError
 from gati_core.fabric import Channel, ChannelPort
 from gati_core.lifecycle.events import Observers
 from gati_core.lifecycle.threads import HandlerThreads
+from gati_core.observe import Durations
 from gati_core.wire import Reply
+
+_HOP_BOUNDS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1)
 
 Alert = Callable[[str, str, BaseException], Any]
 """Called with request id, action id and error when a compensating action failed."""
@@ -47,6 +52,15 @@ class QuietControl:
     def send_head(self, reply: Reply, channel: Channel) -> None:
         """There is nobody to send it to."""
         raise GatiError("this run cannot stream")
+
+
+class HopCounts(msgspec.Struct):
+    """What transformers from one version to its neighbour have done in one process."""
+
+    done: int = 0
+    failed: int = 0
+    """These raised, took too long, returned nonsense, or were cut off by the end of the request."""
+    durations: Durations = msgspec.field(default_factory=lambda: Durations(_HOP_BOUNDS_S))
 
 
 class Lifecycle:
@@ -93,6 +107,6 @@ class Lifecycle:
         self.deaf: set[asyncio.Task[Any]] = set()
         """Tasks of settled requests that run on although they were cancelled."""
         self.detached: set[asyncio.Task[None]] = set()
-        self.transforms: dict[tuple[str, str], tuple[int, int]] = {}
-        """By the versions that a transformer leads between: how often it did its part, and how often not."""
+        self.transforms: dict[tuple[str, str], HopCounts] = {}
+        """By the versions from and to which a transformer leads."""
         self.odd_returns: set[str] = set()

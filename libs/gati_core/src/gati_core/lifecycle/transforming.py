@@ -19,7 +19,7 @@ import structlog
 from gati_core.errors import GatiError, InvalidBody, InvalidRequest, RegistrationError, TransformFailed
 from gati_core.gtype import CompiledValidator, FieldError
 from gati_core.lifecycle.bounding import bounded
-from gati_core.lifecycle.shared import Lifecycle
+from gati_core.lifecycle.shared import HopCounts, Lifecycle
 from gati_core.wire import RequestDescriptor
 
 log = structlog.get_logger(__name__)
@@ -237,15 +237,19 @@ class Chain:
     async def _hop(self, lifecycle: Lifecycle, hop: Hop, name: str, value: Any) -> Any:
         if hop.transformer is None:
             return value
-        counts = lifecycle.transforms
-        key = (hop.older, hop.newer)
-        done, failed = counts.get(key, (0, 0))
+        ends = (hop.older, hop.newer) if name.startswith("forward") else (hop.newer, hop.older)
+        counts = lifecycle.transforms.get(ends)
+        if counts is None:
+            counts = lifecycle.transforms[ends] = HopCounts()
+        began = time.perf_counter()
         try:
             value = await hop.transformer.run(lifecycle, name, value)
-        except TransformFailed:
-            counts[key] = (done, failed + 1)
+        except BaseException:
+            counts.failed += 1
             raise
-        counts[key] = (done + 1, failed)
+        finally:
+            counts.durations.add(time.perf_counter() - began)
+        counts.done += 1
         return value
 
     def _read(self, body: bytes, descriptor: RequestDescriptor) -> Any:

@@ -70,6 +70,7 @@ from gati_core.timescape._usage import (
     UsageCounter,
     VersionUsage,
     fabric_usage,
+    read_usage,
     usage_key,
     usage_names,
 )
@@ -132,6 +133,7 @@ __all__ = [
     "read_rollout",
     "read_semver",
     "read_timeline",
+    "read_usage",
     "register_handlers",
     "rollout_key",
     "rollout_names",

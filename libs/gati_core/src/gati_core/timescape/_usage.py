@@ -77,7 +77,7 @@ class UsageBook:
             MalformedManifest: what is stored is no usage.
         """
         entry = await self._backend.newest(usage_key(app, handler))
-        return HandlerUsage(app=app, handler=handler) if entry is None else _read(entry.key, entry.value)
+        return HandlerUsage(app=app, handler=handler) if entry is None else read_usage(entry.key, entry.value)
 
     async def add(self, app: str, handler: str, counts: Mapping[str, int], *, at_s: float) -> None:
         """Add requests, by TSV.
@@ -90,7 +90,7 @@ class UsageBook:
         for attempt in range(_ATTEMPTS):
             entry = await self._backend.newest(key)
             try:
-                usage = HandlerUsage(app=app, handler=handler) if entry is None else _read(key, entry.value)
+                usage = HandlerUsage(app=app, handler=handler) if entry is None else read_usage(key, entry.value)
             except MalformedManifest as exc:
                 log.warning("usage_replaced", key=key, error=str(exc))
                 usage = HandlerUsage(app=app, handler=handler)
@@ -151,7 +151,7 @@ def merged_usage(key: str, ours: bytes, theirs: bytes) -> bytes:
     Raises:
         MalformedManifest: one of them is no usage.
     """
-    usage, other = _read(key, ours), _read(key, theirs)
+    usage, other = read_usage(key, ours), read_usage(key, theirs)
     for tsv, each in other.versions.items():
         known = usage.versions.setdefault(tsv, VersionUsage())
         known.total, known.last_s = max(known.total, each.total), max(known.last_s, each.last_s)
@@ -172,7 +172,12 @@ def usage_names(key: str) -> tuple[str, str] | None:
     return read_key_token(parts[1]), read_key_token(parts[2])
 
 
-def _read(key: str, value: bytes) -> HandlerUsage:
+def read_usage(key: str, value: bytes) -> HandlerUsage:
+    """A stored document.
+
+    Raises:
+        MalformedManifest: it is no usage.
+    """
     try:
         return msgspec.json.decode(value, type=HandlerUsage)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
