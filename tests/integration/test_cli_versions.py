@@ -142,6 +142,34 @@ async def test_tags_are_given_and_taken_off_and_logged(versions: Versions, three
     assert "untagged" in log[-1]
 
 
+async def test_the_log_shows_what_is_asked_for(versions: Versions, three: list[str]) -> None:
+    versions.run("versions", "tag", "add", three[0], "stable")
+    changes = versions.json("versions", "log", "add")
+    last = changes[-1]
+
+    def told(*options: str) -> list[int]:
+        return [each["n"] for each in versions.json("versions", "log", "add", *options)]
+
+    assert told("--type", "tagged", "--actor", "user:") == [last["n"]]
+    assert told("--type", "registered") == [each["n"] for each in changes if each["type"] == "registered"]
+    assert told("--actor", "test", "--limit", "1") == [[each["n"] for each in changes if each["actor"] == "test"][-1]]
+    assert last["n"] not in told("--until", str(last["at_ms"]))
+    assert last["n"] in told("--since", str(last["at_ms"]))
+    assert told("--since", "2100-01-01T00:00:00Z") == []
+    everywhere = versions.json("versions", "log", "--type", "tagged", "--actor", "user:", "--limit", "1")
+    assert everywhere == [last]
+
+    none = versions.run("versions", "log", "add", "--until", "2020-01-01T00:00:00Z")
+    assert none.stdout == "nothing of that kind was changed\n"
+    for option, value, said in (
+        ("--since", "yesterday", "--since: 'yesterday' is no time, for example 2026-12-31T00:00:00Z"),
+        ("--until", "12345678901", "--until: '12345678901' has 11 digits"),
+        ("--type", "changed", "--type: 'changed' is none of registered, transformers, tagged"),
+    ):
+        refused = versions.run("versions", "log", option, value)
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+
+
 async def test_two_versions_are_compared_and_a_breaking_change_is_the_exit_code(
     versions: Versions, three: list[str]
 ) -> None:

@@ -197,6 +197,12 @@ def keep(
 def show_log(
     context: typer.Context,
     handler: Annotated[str, typer.Argument(metavar="[HANDLER]", help="Of this handler alone.")] = "",
+    since: Annotated[str, typer.Option(metavar="TIME", help="From then on, for example 2026-12-31T00:00:00Z.")] = "",
+    until: Annotated[str, typer.Option(metavar="TIME", help="Before then.")] = "",
+    kinds: Annotated[
+        list[str] | None, typer.Option("--type", metavar="TYPE", help="Of this type, such as tagged (repeatable).")
+    ] = None,
+    actor: Annotated[str, typer.Option(metavar="NAME", help="By whom, or the beginning of that, such as user:.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, the last ones.")] = 20,
     nats_url: NatsUrl = "",
     as_json: Json = False,
@@ -204,7 +210,8 @@ def show_log(
     """Show what was changed, by whom and why, the oldest first."""
     from gati_cli import versions as run
 
-    run.show_log(target_of(context, nats_url), handler, limit=limit, as_json=as_json)
+    wanted = run.filter_of(since=since, until=until, types=kinds or [], actor=actor)
+    run.show_log(target_of(context, nats_url), handler, wanted, limit=limit, as_json=as_json)
 
 
 @versions.command()

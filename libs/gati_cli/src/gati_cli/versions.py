@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast, get_args
 
 import msgspec
 
@@ -17,7 +17,15 @@ from gati_cli.routes import no_fabric
 from gati_cli.target import Target, with_fabric
 from gati_core.app.publishing import PackageRecord, fabric_records
 from gati_core.app.stubs import transformer_stub
-from gati_core.errors import GatiError, RequestError, TagNotFound, TopologyError, VersionNotFound
+from gati_core.errors import (
+    GatiError,
+    InvalidTimestamp,
+    InvalidVersion,
+    RequestError,
+    TagNotFound,
+    TopologyError,
+    VersionNotFound,
+)
 from gati_core.fabric import Fabric, stream_state
 from gati_core.fabric.inspection import read_bucket
 from gati_core.gtype.diff import Diff, render
@@ -25,6 +33,8 @@ from gati_core.manifests import publishing_store
 from gati_core.settings import from_env
 from gati_core.timescape import (
     Change,
+    ChangeFilter,
+    ChangeType,
     HandlerUsage,
     Registry,
     Rollout,
@@ -274,15 +284,15 @@ def _show_package(record: PackageRecord, *, as_json: bool) -> None:
             print(f"  {name:<16}{value}")
 
 
-def show_log(target: Target, handler: str, *, limit: int, as_json: bool) -> None:
+def show_log(target: Target, handler: str, wanted: ChangeFilter, *, limit: int, as_json: bool) -> None:
     """Print the change log."""
 
     async def read(fabric: Fabric) -> list[Change]:
         registry = fabric_registry(fabric)
         if not handler:
-            return await registry.changes(at_most=limit)
+            return await registry.changes(at_most=limit, wanted=wanted)
         timeline = await find_handler(registry, handler)
-        return await registry.changes(timeline.app, timeline.handler, at_most=limit)
+        return await registry.changes(timeline.app, timeline.handler, at_most=limit, wanted=wanted)
 
     changes = run_on(target, read)
     if as_json:
@@ -291,7 +301,40 @@ def show_log(target: Target, handler: str, *, limit: int, as_json: bool) -> None
     for change in changes:
         print(_line(change, with_version=True))
     if not changes:
-        print("nothing was changed yet")
+        print("nothing was changed yet" if wanted == ChangeFilter() else "nothing of that kind was changed")
+
+
+def time_of(option: str, text: str) -> float:
+    """Unix time of what somebody has given as a time.
+
+    Raises:
+        CliError: it is none.
+    """
+    try:
+        asked = read_preference(text)
+    except (InvalidVersion, InvalidTimestamp) as exc:
+        raise CliError(f"{option}: {exc}", exit_code=2) from exc
+    if asked.kind != "timestamp":
+        raise CliError(f"{option}: {text!r} is no time, for example 2026-12-31T00:00:00Z", exit_code=2)
+    return asked.seconds
+
+
+def filter_of(*, since: str, until: str, types: Sequence[str], actor: str) -> ChangeFilter:
+    """What of the change log is asked for.
+
+    Raises:
+        CliError: a time is none, or a type is unknown.
+    """
+    known = get_args(ChangeType)
+    unknown = next((each for each in types if each not in known), None)
+    if unknown is not None:
+        raise CliError(f"--type: {unknown!r} is none of {', '.join(known)}", exit_code=2)
+    return ChangeFilter(
+        since_s=time_of("--since", since) if since else 0.0,
+        until_s=time_of("--until", until) if until else float("inf"),
+        types=frozenset(cast("Sequence[ChangeType]", types)),
+        actor=actor,
+    )
 
 
 def _line(change: Change, *, with_version: bool = False) -> str:
@@ -389,10 +432,7 @@ def deprecate(target: Target, handler: str, version: str, *, sunset: str, undo: 
     found = ""
     ends_s = 0
     if sunset:
-        asked = read_preference(sunset)
-        if asked.kind != "timestamp":
-            raise CliError(f"--sunset: {sunset!r} is no time, for example 2026-12-31T00:00:00Z", exit_code=2)
-        ends_s = int(asked.seconds)
+        ends_s = int(time_of("--sunset", sunset))
 
     def edit(registry: Registry, before: Timeline) -> Timeline:
         nonlocal found

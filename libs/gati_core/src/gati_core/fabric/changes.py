@@ -6,7 +6,7 @@ processes that append the same lines append them once and in order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import nats.errors
 import nats.js.errors
@@ -60,10 +60,14 @@ class ChangeLog:
             return 0, 0
         return int((message.headers or {}).get(_NUMBER, "0")), message.seq or 0
 
-    async def read(self, subject: str, *, at_most: int) -> list[bytes]:
+    async def read(
+        self, subject: str, *, at_most: int, wanted: Callable[[bytes], bool] = lambda _line: True
+    ) -> list[bytes]:
         """The last lines of the subjects that `subject` matches, oldest first. For tools: it goes backwards
         through the stream in growing steps, and each line is a round trip.
 
+        Args:
+            wanted: which lines count.
         Raises:
             TopologyError: there is no change log.
             BrokerUnavailable: no answer.
@@ -74,7 +78,7 @@ class ChangeLog:
             span = max(4 * at_most, 64)
             while True:
                 start = max(state.first_seq, state.last_seq - span + 1, 1)
-                found = await self._from(subject, start)
+                found = [line for line in await self._from(subject, start) if wanted(line)]
                 if len(found) >= at_most or start <= max(state.first_seq, 1):
                     return found[-at_most:]
                 span *= 8

@@ -8,7 +8,7 @@ changed, and copied to the log after that, so a crash in between loses none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import anyio
@@ -17,7 +17,7 @@ import structlog
 
 from gati_core.errors import KeyConflict, MalformedManifest, MessageTooLarge, TransientError, VersionConflict
 from gati_core.fabric import ChangeLog, Entry, Fabric, KvBucket
-from gati_core.timescape._timeline import Change, Timeline, lost_versions, with_restored
+from gati_core.timescape._timeline import Change, ChangeFilter, Timeline, lost_versions, with_restored
 from gati_core.wire.subjects import key_token, read_key_token
 
 log = structlog.get_logger(__name__)
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 MAX_TIMELINE_BYTES = 900_000
 _ATTEMPTS = 50
 _PREFIX = "timeline."
+
+EVERYTHING = ChangeFilter()
 
 Edit = Callable[[Timeline], Timeline]
 
@@ -54,7 +56,7 @@ class Log(Protocol):
     async def append(self, app: str, handler: str, changes: list[Change]) -> None:
         """Append those that are not there yet."""
 
-    async def read(self, app: str, handler: str, *, at_most: int) -> list[Change]:
+    async def read(self, app: str, handler: str, *, at_most: int, wanted: ChangeFilter = EVERYTHING) -> list[Change]:
         """The last ones, oldest first; of all handlers where the names are empty."""
 
 
@@ -127,11 +129,13 @@ class Registry:
             # They are in the document; whoever changes it or reads the log next completes the log.
             log.warning("change_log_behind", app=timeline.app, handler=timeline.handler, error=str(exc))
 
-    async def changes(self, app: str = "", handler: str = "", *, at_most: int = 10) -> list[Change]:
+    async def changes(
+        self, app: str = "", handler: str = "", *, at_most: int = 10, wanted: ChangeFilter = EVERYTHING
+    ) -> list[Change]:
         """The last lines of the change log, oldest first; of all handlers where no names are given."""
         if app and handler:
             await self._note(await self.timeline(app, handler))
-        return await self._changes.read(app, handler, at_most=at_most)
+        return await self._changes.read(app, handler, at_most=at_most, wanted=wanted)
 
     async def replace(
         self, timeline: Timeline, *, force: bool = False, actor: str = "system", reason: str = ""
@@ -198,13 +202,14 @@ class _FabricLog:
         subject = self._subjects.change(app, handler)
         await self._log.append(subject, [(each.n, msgspec.json.encode(each)) for each in changes])
 
-    async def read(self, app: str, handler: str, *, at_most: int) -> list[Change]:
+    async def read(self, app: str, handler: str, *, at_most: int, wanted: ChangeFilter = EVERYTHING) -> list[Change]:
         subject = self._subjects.change(app, handler) if app and handler else self._subjects.change_all
-        return _changes(await self._log.read(subject, at_most=at_most))
+        lines = await self._log.read(subject, at_most=at_most, wanted=lambda line: wanted.takes(_change(line)))
+        return [_change(line) for line in lines]
 
 
-def _changes(lines: Iterable[bytes]) -> list[Change]:
-    return [msgspec.json.decode(line, type=Change) for line in lines]
+def _change(line: bytes) -> Change:
+    return msgspec.json.decode(line, type=Change)
 
 
 class BucketBackend:
@@ -251,8 +256,8 @@ class _Memory:
         last = max((each.n for where, which, each in self._changes if (where, which) == (app, handler)), default=0)
         self._changes += [(app, handler, each) for each in changes if each.n > last]
 
-    async def read(self, app: str, handler: str, *, at_most: int) -> list[Change]:
-        return list(self._matching(app, handler))[-at_most:]
+    async def read(self, app: str, handler: str, *, at_most: int, wanted: ChangeFilter = EVERYTHING) -> list[Change]:
+        return [each for each in self._matching(app, handler) if wanted.takes(each)][-at_most:]
 
     def _matching(self, app: str, handler: str) -> Iterator[Change]:
         for where, which, change in self._changes:

@@ -56,6 +56,26 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What it needs beside the version: a tag's label, the status before, …"""
 
 
+class ChangeFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which lines of the change log somebody wants to see; all of them unless it says otherwise."""
+
+    since_s: float = 0.0
+    """Unix time; changes of that time count."""
+    until_s: float = float("inf")
+    """Unix time; changes of that time do not."""
+    types: frozenset[ChangeType] = frozenset()
+    actor: str = ""
+    """Who did it, or the beginning of that: `user:` is all people."""
+
+    def takes(self, change: Change) -> bool:
+        """Whether it is one of them."""
+        return (
+            self.since_s * 1000 <= change.at_ms < self.until_s * 1000
+            and (not self.types or change.type in self.types)
+            and change.actor.startswith(self.actor)
+        )
+
+
 class VersionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One version of a handler."""
 
