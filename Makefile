@@ -14,6 +14,8 @@ MEMBERS := libs/gati_core libs/gati_testing libs/gati_cli \
 # What `make run` serves, and what `make test` adds to pytest's command line.
 PACKAGES ?= examples/hello examples/shop
 PYTEST_ARGS ?=
+# Processes that share the tests out; tests/conftest.py says how. 0 is none but pytest's own.
+TEST_PROCESSES ?= 2
 
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
@@ -29,7 +31,7 @@ run: $(READY)  ## start the fabric with the example packages; Ctrl-C stops it
 	@exec $(BIN)/gati dev $(PACKAGES)
 
 test: $(READY)  ## run the tests; those on containers skip themselves without Docker
-	@exec $(BIN)/pytest $(PYTEST_ARGS)
+	@exec $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 check: $(READY)  ## lint, format, types, import contracts, dependencies
 	@echo "[1/5] ruff check"

@@ -12,6 +12,7 @@ from gati_core import App
 from gati_core.contexts import DEFAULT_HOOK_TIMEOUT_S, MAX_REGISTRATIONS, LocalContext, make_hook
 from gati_core.errors import RegistrationError, TooLate
 from tests.helpers.handling import Desk, descriptor, problem, shop
+from tests.helpers.names import steady
 
 KINDS = ("before", "after", "catch")
 
@@ -49,7 +50,7 @@ class PlainCallable:
         (with_default, "with_default", False),
         (any_number, "any_number", False),
     ],
-    ids=str,
+    ids=steady,
 )
 def test_a_hook_is_named_after_its_function_and_known_as_async_or_not(function: Any, name: str, is_async: bool) -> None:
     hook = make_hook(function, kind="before", level="local")
@@ -72,13 +73,13 @@ def test_a_hook_says_what_it_is() -> None:
     assert repr(make_hook(plain, kind="after", level="route", id="x")) == "<route after hook 'x'>"
 
 
-@pytest.mark.parametrize("function", [None, 7, "plain", App, object()], ids=repr)
+@pytest.mark.parametrize("function", [None, 7, "plain", App, object()], ids=steady)
 def test_what_is_no_function_is_refused(function: Any) -> None:
     with pytest.raises(RegistrationError, match="a before hook must be a function"):
         make_hook(function, kind="before", level="local")
 
 
-@pytest.mark.parametrize("function", [catches, three, swapped, answer, keyword_needed, lambda: None], ids=str)
+@pytest.mark.parametrize("function", [catches, three, swapped, answer, keyword_needed, lambda: None], ids=steady)
 def test_a_function_of_other_parameters_is_refused_with_what_was_found(function: Any) -> None:
     with pytest.raises(RegistrationError, match=r"before hook .* takes \(gctx, lctx\), not \("):
         make_hook(function, kind="before", level="local")

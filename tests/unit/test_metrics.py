@@ -1,214 +1,327 @@
-"""Counters, from where they are counted to what a scrape tells."""
+"""Metrics kept in the process: right, bounded, and strict about what an exporter could not carry."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import math
+import threading
+from typing import Any
 
-import msgspec
 import pytest
-from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import CollectorRegistry
+from structlog.testing import capture_logs
 
-from gati_core.fabric import Entry
-from gati_core.lifecycle import HopCounts
-from gati_core.observe import Durations
-from gati_core.timescape import HandlerUsage, Status, SweepPolicy, Timeline, VersionRecord, VersionUsage
-from gati_ingress.stats import IngressStats, exposition
-from gati_router.metrics import RouterMetrics, count_versions
-from gati_router.stats import Decisions, RouterStats
-from gati_worker.counting import (
-    HopTotals,
-    ProcessCounts,
-    VersionCounts,
-    WorkerCounts,
-    read_counts,
-    write_counts,
+from gati_core.contexts import GlobalContext, InProcessMetrics, Instance, Metrics
+from gati_core.contexts._metrics import BUCKETS_S, MAX_AUDITS, MAX_LABELS, MAX_SERIES, MAX_SPANS
+from gati_core.contexts._spans import MAX_ATTRIBUTES, MAX_CHARS, MAX_EXCEPTIONS, current_span
+from gati_core.errors import MetricInvalid
+
+
+@pytest.fixture
+def metrics() -> InProcessMetrics:
+    """Empty ones."""
+    return InProcessMetrics()
+
+
+# -- counters, gauges, histograms ---------------------------------------------------------------
+
+
+def test_a_counter_adds_up_per_label_set(metrics: InProcessMetrics) -> None:
+    metrics.increment_counter("hits", {"route": "/a"})
+    metrics.increment_counter("hits", {"route": "/a"}, 2)
+    metrics.counter("hits", {"route": "/b"})
+    metrics.counter("hits")
+
+    found = metrics.snapshot()
+    assert [found.value("hits", route="/a"), found.value("hits", route="/b"), found.value("hits")] == [3, 1, 1]
+    assert found.value("other") == 0
+
+
+def test_the_order_of_labels_and_dots_in_names_make_no_difference(metrics: InProcessMetrics) -> None:
+    metrics.counter("gati.cache.hit", {"a": 1, "b": "x"})
+    metrics.counter("gati_cache_hit", {"b": "x", "a": "1"})
+
+    assert [(each.name, each.labels, each.value) for each in metrics.snapshot().series] == [
+        ("gati_cache_hit", {"a": "1", "b": "x"}, 2)
+    ]
+
+
+def test_a_gauge_keeps_the_last_value(metrics: InProcessMetrics) -> None:
+    metrics.set_gauge("depth", 7)
+    metrics.gauge("depth", -2.5)
+
+    assert metrics.snapshot().value("depth") == -2.5
+
+
+def test_a_histogram_counts_each_observation_in_its_bucket(metrics: InProcessMetrics) -> None:
+    for seconds in (0.0005, 0.001, 0.002, 5, 6):
+        metrics.record_histogram("took", seconds, {"route": "/a"})
+    metrics.histogram("took", 0.3, {"route": "/a"})
+
+    found = metrics.snapshot().find("took", route="/a")
+    assert list(BUCKETS_S) == [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5]
+    assert found is not None
+    assert found.buckets == (2, 1, 0, 0, 0, 1, 0, 1, 1)
+    assert found.count == 6
+    assert found.value == pytest.approx(11.3035)
+
+
+def test_counts_from_threads_are_not_lost(metrics: InProcessMetrics) -> None:
+    def work() -> None:
+        for _ in range(2_000):
+            metrics.counter("hits", {"route": "/a"})
+            metrics.histogram("took", 0.1)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    found = metrics.snapshot()
+    took = found.find("took")
+    assert took is not None
+    assert (found.value("hits", route="/a"), took.count, sum(took.buckets)) == (16_000, 16_000, 16_000)
+
+
+@pytest.mark.parametrize("name", ["", "1a", "a-b", "a b", "ä", "a" * 201, 7, None])
+def test_a_name_that_no_exporter_could_carry_is_refused(metrics: InProcessMetrics, name: Any) -> None:
+    with pytest.raises(MetricInvalid, match="counter name"):
+        metrics.counter(name)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"a-b": "x"},
+        {"__a": "x"},
+        {1: "x"},
+        {"a": 1.5},
+        {"a": True},
+        {"a": None},
+        {"a": ["x"]},
+        {f"l{number}": "x" for number in range(MAX_LABELS + 1)},
+        [("a", "x")],
+        "a",
+    ],
 )
-from gati_worker.metrics import WorkerMetrics
-from gati_worker.running import ExecutionStats
-from tests.helpers.samples import samples
+def test_labels_that_no_exporter_could_carry_are_refused(metrics: InProcessMetrics, labels: Any) -> None:
+    with pytest.raises(MetricInvalid, match="metric hits"):
+        metrics.counter("hits", labels)
 
-DAY_S = 86_400
-NOW_S = 1_800_000_000
-
-
-class Process:
-    """A worker process, as far as it counts."""
-
-    def __init__(self, counts: ProcessCounts | None) -> None:
-        self.said = counts
-
-    def counts(self) -> ProcessCounts | None:
-        return self.said
+    assert metrics.snapshot().series == []
 
 
-def counted(*, status: int = 200, times: int = 1, seconds: float = 0.002, version: str = "tsv:1-one-001") -> Process:
-    one = VersionCounts(handler="one", version=version)
-    for _ in range(times):
-        one.add(status, seconds)
-    hops = HopCounts(done=times, failed=1)
-    for _ in range(times + 1):
-        hops.durations.add(0.0002)
-    return Process(
-        ProcessCounts(
-            app="shop",
-            stats=ExecutionStats(received=times, replied=times),
-            versions=[one],
-            hops=[HopTotals(from_version="a", to_version="b", counts=hops)],
-        )
-    )
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf])
+def test_a_counter_does_not_go_backwards(metrics: InProcessMetrics, value: float) -> None:
+    with pytest.raises(MetricInvalid, match="0 or more and finite"):
+        metrics.counter("hits", value=value)
+
+    assert metrics.snapshot().value("hits") == 0
 
 
-def scraped(counts: WorkerCounts, name: str) -> dict[str, float]:
-    registry = CollectorRegistry()
-    registry.register(WorkerMetrics(counts))
-    return samples(generate_latest(registry).decode(), name)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_are_finite(metrics: InProcessMetrics, value: float) -> None:
+    with pytest.raises(MetricInvalid):
+        metrics.gauge("depth", value)
+    with pytest.raises(MetricInvalid):
+        metrics.histogram("took", value)
 
 
-def test_durations_count_each_bound_inclusively_and_all_above_the_last() -> None:
-    durations = Durations((0.1, 1.0))
-    for seconds in (0.05, 0.1, 0.5, 7.0):
-        durations.add(seconds)
+def test_a_metric_stays_of_its_kind(metrics: InProcessMetrics) -> None:
+    metrics.counter("hits")
 
-    assert durations.cumulative == [("0.1", 2.0), ("1.0", 3.0), ("+Inf", 4.0)]
-    assert durations.seconds == pytest.approx(7.65)
-    durations.merge(durations)
-    assert durations.cumulative[-1] == ("+Inf", 8.0)
+    with pytest.raises(MetricInvalid, match="hits is a counter already, so it cannot be a gauge"):
+        metrics.gauge("hits", 1)
+    with pytest.raises(MetricInvalid, match="cannot be a histogram"):
+        metrics.histogram("hits", 1, {"route": "/a"})
 
 
-def test_counts_go_through_a_file_and_what_is_no_file_of_counts_is_none(tmp_path: Path) -> None:
-    file = tmp_path / "one.counts"
-    assert read_counts(file) is None
-
-    said = counted(times=3).said
-    assert said is not None
-    write_counts(said, file)
-    assert read_counts(file) == said
-    assert [each.name for each in tmp_path.iterdir()] == ["one.counts"]
-
-    file.write_bytes(b'{"app": 1}')
-    assert read_counts(file) is None
+# -- bounds -------------------------------------------------------------------------------------
 
 
-def test_what_processes_have_counted_is_summed_up_and_stays_when_they_end() -> None:
-    counts = WorkerCounts()
-    first, second, silent = counted(times=3), counted(times=2, status=503), Process(None)
-    for each in (first, second, silent):
-        counts.follow(each)
-    counts.look(["shop", "shop"])
-    answers = scraped(counts, "gati_timescape_version_requests_total")
-    assert answers == {
-        '{handler_path="shop:one",status="200",version="tsv:1-one-001"}': 3,
-        '{handler_path="shop:one",status="503",version="tsv:1-one-001"}': 2,
-    }
-    assert scraped(counts, "gati_worker_processes") == {'{package="shop"}': 2}
+def test_series_beyond_the_limit_share_one_per_metric(metrics: InProcessMetrics) -> None:
+    for number in range(MAX_SERIES + 50):
+        metrics.counter("hits", {"user": number})
+    metrics.counter("hits", {"user": 1})
+    metrics.counter("new", {"user": 1})
+    metrics.gauge("newer", 4)
 
-    counts.keep(first)
-    first.said = None  # its file is gone
-    counts.crashed("shop")
-    counts.look(["shop"])
-    assert scraped(counts, "gati_timescape_version_requests_total") == answers
-    assert scraped(counts, "gati_worker_received_total") == {'{app="shop"}': 5}
-    assert scraped(counts, "gati_worker_crashes_total") == {'{package="shop"}': 1}
-    hops = scraped(counts, "gati_timescape_transformer_executions_total")
-    assert hops == {
-        '{from_version="a",success="true",to_version="b"}': 5,
-        '{from_version="a",success="false",to_version="b"}': 2,
-    }
-    took = scraped(counts, "gati_timescape_transformer_duration_seconds_bucket")
-    assert took['{from_version="a",le="0.0001",to_version="b"}'] == 0
-    assert took['{from_version="a",le="0.0005",to_version="b"}'] == 7
-
-    counts.keep(first)  # twice counts once
-    counts.look(["shop"])
-    assert scraped(counts, "gati_timescape_version_requests_total") == answers
+    found = metrics.snapshot()
+    assert len(found.series) == MAX_SERIES + 3
+    assert found.value("hits", other="true") == 50
+    assert found.value("hits", user=1) == 2
+    assert found.value("gati_metrics_other_counter", other="true") == 1
+    assert found.value("gati_metrics_other_gauge", other="true") == 4
+    assert found.overflowed == 52
 
 
-def test_versions_without_end_are_counted_as_other() -> None:
-    counts = WorkerCounts()
-    for number in range(2005):
-        process = counted(version=f"tsv:{number}-one-001")
-        counts.follow(process)
-        counts.keep(process)
-    counts.look([])
+def test_label_sets_in_many_orders_and_long_values_are_not_remembered_for_ever(metrics: InProcessMetrics) -> None:
+    for number in range(100):
+        metrics.counter("hits", {"path": "x" * 300 + str(number)})
 
-    series = scraped(counts, "gati_timescape_version_requests_total")
-    assert len(series) == 2001
-    assert series['{handler_path="shop:one",status="200",version="other"}'] == 5
+    assert len(metrics.snapshot().series) == 1
+    assert metrics._seen["counter"] == {}
 
 
-def test_decisions_without_end_are_counted_as_other() -> None:
-    decisions = Decisions()
-    for number in range(2005):
-        decisions.add("shop", "one", f"tsv:{number}-one-001", "header")
-    decisions.add("shop", "one", "tsv:3-one-001", "header")
+def test_spans_and_audits_are_kept_in_bounds(metrics: InProcessMetrics) -> None:
+    for number in range(MAX_SPANS + 10):
+        metrics.create_span(f"span {number}").end()
+    with capture_logs():
+        for number in range(MAX_AUDITS + 10):
+            metrics.record_audit("login", {"number": number})
 
-    assert decisions.counts["shop", "one", "tsv:3-one-001", "header"] == 2
-    assert decisions.counts["", "other", "other", "header"] == 5
-
-
-def test_versions_are_counted_by_what_was_asked_of_them_lately() -> None:
-    def version(number: int, *, age_days: int, status: Status = "warm") -> VersionRecord:
-        return VersionRecord(
-            tsv=f"tsv:{number}-one-00{number}",
-            fingerprint=str(number),
-            methods=["GET"],
-            path="/one",
-            registered_ms=(NOW_S - age_days * DAY_S) * 1000,
-            status=status,
-        )
-
-    timeline = Timeline(
-        app="shop",
-        handler="one",
-        versions=[
-            version(1, age_days=60, status="deactivated"),
-            version(2, age_days=30),  # cold, whatever the last sweep has made of it
-            version(3, age_days=20),
-            version(4, age_days=1),
-        ],
-    )
-    other = Timeline(app="shop", handler="two", versions=[version(5, age_days=1)])
-    busy = VersionUsage()
-    busy.add(100, NOW_S)
-    stored = msgspec.json.encode(HandlerUsage(app="shop", handler="one", versions={"tsv:3-one-003": busy}))
-    usage = {
-        ("shop", "one"): Entry("usage.one", stored, 1),
-        ("shop", "two"): Entry("usage.two", b"no usage", 1),  # counts for nothing
-    }
-
-    versions = count_versions([timeline, other], usage, SweepPolicy(), now_s=NOW_S)
-
-    assert versions["shop:one"] == {"deactivated": 1, "cold": 1, "hot": 1, "warm": 1}
-    assert versions["_global"] == {"deactivated": 1, "cold": 1, "hot": 1, "warm": 2}
-    registry = CollectorRegistry()
-    registry.register(
-        RouterMetrics(
-            stats=RouterStats(routed=7),
-            decisions=Decisions(),
-            workers=lambda: {"shop": 0},
-            routes=lambda: 4,
-            versions=lambda: versions,
-        )
-    )
-    text = generate_latest(registry).decode()
-    assert samples(text, "gati_timescape_active_versions") == {
-        '{handler_path="_global"}': 4,
-        '{handler_path="shop:one"}': 3,
-        '{handler_path="shop:two"}': 1,
-    }
-    assert samples(text, "gati_timescape_cold_versions")['{handler_path="shop:one"}'] == 1
-    assert samples(text, "gati_timescape_version_status")['{handler_path="shop:two",status="cold"}'] == 0
-    assert samples(text, "gati_router_routed_total") == {"": 7}
-    assert samples(text, "gati_router_healthy_workers") == {'{app="shop"}': 0}
+    found = metrics.snapshot()
+    assert (len(found.spans), found.spans[0].name) == (MAX_SPANS, "span 10")
+    assert (len(found.audits), found.audits[0].context) == (MAX_AUDITS, {"number": 10})
 
 
-def test_the_page_about_metrics_names_each_series_and_no_other() -> None:
-    router = RouterMetrics(stats=RouterStats(), decisions=Decisions(), workers=dict, routes=lambda: 0, versions=dict)
-    families = [*WorkerMetrics(WorkerCounts()).collect(), *router.collect()]
-    names = {f"{each.name}_total" if each.type == "counter" else each.name for each in families}
-    names |= set(re.findall(r"^# HELP (\S+)", exposition(IngressStats(), "").decode(), re.MULTILINE))
+# -- spans --------------------------------------------------------------------------------------
 
-    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    assert set(re.findall(r"`(gati_\w+)`", page)) == names
+
+def test_a_span_measures_and_keeps_its_facts(metrics: InProcessMetrics) -> None:
+    span = metrics.create_span("query", {"table": "users"})
+    span.set_attribute("rows", 3)
+    span.set_status("OK", "fine")
+    span.end()
+    span.end()
+
+    (found,) = metrics.snapshot().spans
+    assert (found.name, found.status, found.status_message) == ("query", "OK", "fine")
+    assert found.attributes == {"table": "users", "rows": 3}
+    assert found.duration_ns >= 0
+    assert (len(found.trace_id), len(found.span_id), found.parent_span_id) == (32, 16, "")
+
+
+def test_a_span_that_has_ended_does_not_change(metrics: InProcessMetrics) -> None:
+    span = metrics.create_span("query")
+    span.end()
+
+    span.set_attribute("late", 1)
+    span.record_exception(ValueError())
+
+    (found,) = metrics.snapshot().spans
+    assert (found.attributes, found.exceptions) == ({}, [])
+
+
+async def test_spans_nest(metrics: InProcessMetrics) -> None:
+    with metrics.create_span("outer") as outer:
+        await metrics.with_span("inner", lambda span: None)
+    metrics.create_span("alone").end()
+
+    inner, out, alone = metrics.snapshot().spans
+    assert (inner.trace_id, inner.parent_span_id) == (outer.trace_id, outer.span_id)
+    assert out.parent_span_id == ""
+    assert alone.trace_id != out.trace_id
+    assert current_span() is None
+
+
+async def test_with_span_gives_back_the_result_of_plain_and_async_functions(metrics: InProcessMetrics) -> None:
+    async def fetch(span: Any) -> int:
+        span.set_attribute("rows", 2)
+        return 7
+
+    assert await metrics.with_span("fetch", fetch, {"table": "users"}) == 7
+    assert await metrics.with_span("count", lambda span: 8) == 8
+
+    fetched, counted = metrics.snapshot().spans
+    assert (fetched.status, fetched.attributes) == ("OK", {"table": "users", "rows": 2})
+    assert counted.status == "OK"
+
+
+async def test_a_failure_in_a_span_is_recorded_and_raised(metrics: InProcessMetrics) -> None:
+    async def fetch(span: Any) -> None:
+        raise LookupError("no table")
+
+    with pytest.raises(LookupError):
+        await metrics.with_span("fetch", fetch)
+
+    (found,) = metrics.snapshot().spans
+    assert (found.status, found.status_message) == ("ERROR", "no table")
+    assert [(each.type, each.message) for each in found.exceptions] == [("LookupError", "no table")]
+
+
+async def test_a_span_ends_even_when_the_error_has_no_text(metrics: InProcessMetrics) -> None:
+    class Mute(BaseException):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    def fail(span: Any) -> None:
+        raise Mute
+
+    with pytest.raises(Mute):
+        await metrics.with_span("fetch", fail)
+
+    assert metrics.snapshot().spans[0].status == "ERROR"
+    assert current_span() is None
+
+
+def test_a_span_holds_only_so_much(metrics: InProcessMetrics) -> None:
+    span = metrics.create_span("query")
+    for number in range(MAX_ATTRIBUTES + 5):
+        span.set_attribute(f"a{number}", "x" * (MAX_CHARS + 5))
+        span.record_exception(ValueError("y" * (MAX_CHARS + 5)))
+    span.set_attribute("a1", "last")
+    span.end()
+
+    (found,) = metrics.snapshot().spans
+    assert (len(found.attributes), len(found.exceptions)) == (MAX_ATTRIBUTES, MAX_EXCEPTIONS)
+    assert (found.attributes["a1"], len(str(found.attributes["a2"]))) == ("last", MAX_CHARS)
+    assert len(found.exceptions[0].message) == MAX_CHARS
+
+
+def test_what_no_span_can_carry_is_refused(metrics: InProcessMetrics) -> None:
+    bad: Any = ["x"]
+    span = metrics.create_span("query")
+
+    with pytest.raises(MetricInvalid, match="a span's name"):
+        metrics.create_span("")
+    with pytest.raises(MetricInvalid, match="attribute 'rows'"):
+        span.set_attribute("rows", bad)
+    with pytest.raises(MetricInvalid, match="neither 'OK' nor 'ERROR'"):
+        span.set_status(bad)
+
+
+# -- logs and audit -----------------------------------------------------------------------------
+
+
+def test_a_log_line_carries_the_ids_of_the_current_span(metrics: InProcessMetrics) -> None:
+    with capture_logs() as lines:
+        with metrics.create_span("query") as span:
+            metrics.log_with_context("warn", "slow_query", {"rows": 3, "event": "mine"})
+        metrics.log_with_context("fatal", "gone")
+
+    assert lines == [
+        {
+            "event": "slow_query",
+            "log_level": "warning",
+            "rows": 3,
+            "context_event": "mine",
+            "trace_id": span.trace_id,
+            "span_id": span.span_id,
+        },
+        {"event": "gone", "log_level": "critical"},
+    ]
+
+
+def test_an_unknown_level_is_refused(metrics: InProcessMetrics) -> None:
+    with pytest.raises(MetricInvalid, match="log level 'loud' is none of trace"):
+        metrics.log_with_context("loud", "x")
+
+
+def test_an_audit_record_is_counted_logged_and_kept(metrics: InProcessMetrics) -> None:
+    with capture_logs() as lines:
+        metrics.record_audit("login", {"action": "create", "result": "denied", "user_id": "u-1"})
+
+    found = metrics.snapshot()
+    assert found.value("audit_events_total", event="login", action="create", result="denied") == 1
+    assert found.audits[0].context == {"action": "create", "result": "denied", "user_id": "u-1"}
+    assert lines[0]["audit_event"] == "login"
+    with pytest.raises(MetricInvalid, match="an audit event"):
+        metrics.record_audit("")
+
+
+def test_the_global_context_offers_every_method_of_the_protocol() -> None:
+    metrics: Metrics = GlobalContext(Instance("i", "shop", "shop-1", "host", 0)).metrics
+
+    promised = [name for name in vars(Metrics) if not name.startswith("_")]
+    assert len(promised) == 10
+    assert [name for name in promised if not callable(getattr(metrics, name, None))] == []

@@ -140,7 +140,7 @@ def test_a_state_that_contains_itself_is_refused() -> None:
         (),
         (1, [2, (3,)]),
         {1, 2},
-        {(1, "a"), frozenset("x")},
+        pytest.param({(1, "a"), frozenset("x")}, id="a set of a tuple and a set"),
         frozenset(),
         {"": {"a.b": None}},
         datetime.datetime(2024, 2, 29, 1, 2, 3, 4),

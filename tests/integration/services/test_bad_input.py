@@ -387,7 +387,11 @@ async def test_a_work_item_of_another_protocol_becomes_a_dead_letter(inside: Fab
     assert "protocol 2" in letter.cause
 
 
-@pytest.mark.parametrize("inner", [b"\xc0", b"\x93\x01\x02\x03", encode(descriptor(protocol=2))])
+@pytest.mark.parametrize(
+    "inner",
+    [b"\xc0", b"\x93\x01\x02\x03", encode(descriptor(protocol=2))],
+    ids=["a reserved byte", "three numbers", "another protocol"],
+)
 async def test_a_work_item_around_a_broken_descriptor_becomes_a_dead_letter_and_is_answered(
     inside: Fabric, inner: bytes
 ) -> None:
