@@ -34,6 +34,8 @@ class Witness:
         self.requests: dict[str, list[bytes]] = defaultdict(list)
         self.work: dict[str, list[WorkItem]] = defaultdict(list)
         self.replies: dict[str, list[Reply]] = defaultdict(list)
+        self.answered: set[str] = set()
+        """Every id that a client was told."""
 
     async def attend(self, fabric: Fabric) -> None:
         """Listen on the subjects that a request passes."""
@@ -83,12 +85,6 @@ async def witness(fabric: FabricUnderTest) -> AsyncIterator[Witness]:
         yield witness
 
 
-@pytest.fixture(scope="module")
-def seen_ids() -> set[str]:
-    """Every id of this module's requests."""
-    return set()
-
-
 def echoes() -> st.SearchStrategy[HttpRequest]:
     """Requests that the echo package answers with what it saw."""
     segments = strategies.path_segments().filter(lambda text: text not in (".", ".."))
@@ -103,7 +99,7 @@ def echoes() -> st.SearchStrategy[HttpRequest]:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests=st.lists(echoes(), min_size=1, max_size=6))
 async def test_requests_are_told_apart_and_pass_every_stage_in_order(
-    client: httpx.AsyncClient, witness: Witness, seen_ids: set[str], requests: list[HttpRequest]
+    client: httpx.AsyncClient, witness: Witness, requests: list[HttpRequest]
 ) -> None:
     """P3 (R1.3): ids are pairwise distinct, and each request passes ingress, router, handler, answer, in that order."""
     before_ms = int(time.time() * 1000)
@@ -118,8 +114,8 @@ async def test_requests_are_told_apart_and_pass_every_stage_in_order(
     assert [answer.status_code for answer in answers] == [200] * len(requests), [answer.text for answer in answers]
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert len(set(ids)) == len(ids)
-    assert seen_ids.isdisjoint(ids)
-    seen_ids.update(ids)
+    assert witness.answered.isdisjoint(ids)
+    witness.answered.update(ids)
     await eventually(lambda: all(witness.has_seen(each) for each in ids), within_s=5)
     after_ms = int(time.time() * 1000) + 1
     for request_id in ids:

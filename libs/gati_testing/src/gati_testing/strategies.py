@@ -30,6 +30,7 @@ from gati_testing.builders import BuiltRequest
 
 _INT64 = 2**63 - 1
 _READ_BY_THE_INGRESS = frozenset({"x-version", "x-flags", "x-priority"})
+_ASK_FOR_A_VERSION = frozenset({"version", "v"})
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -227,17 +228,22 @@ class HttpRequest(msgspec.Struct, frozen=True):
     body: bytes = b""
 
 
+def _queries() -> st.SearchStrategy[str]:
+    """None that asks for a version: there would be none of that name."""
+    names = text().filter(lambda name: name not in _ASK_FOR_A_VERSION)
+    return st.lists(st.tuples(names, text()), max_size=3).map(urlencode)
+
+
 def http_requests(
     *, paths: st.SearchStrategy[str], methods: tuple[str, ...] = _METHODS
 ) -> st.SearchStrategy[HttpRequest]:
     """Well-formed requests for these paths, with queries, headers and bodies of any content."""
-    query = st.lists(st.tuples(text(), text()), max_size=3).map(urlencode)
     names = st.from_regex(r"x-[a-z]{1,12}", fullmatch=True).filter(lambda name: name not in _READ_BY_THE_INGRESS)
     values = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=30)
     return st.builds(
         HttpRequest,
         method=st.sampled_from(methods),
-        path=st.tuples(paths, query).map(lambda both: "?".join(part for part in both if part)),
+        path=st.tuples(paths, _queries()).map(lambda both: "?".join(part for part in both if part)),
         headers=st.lists(st.tuples(names, values), max_size=4).map(tuple),
         body=st.binary(max_size=300),
     )
@@ -456,5 +462,4 @@ def requests(*, path: str = "/", methods: tuple[str, ...] = _METHODS) -> st.Sear
         content_type = [("content-type", body[1])] if body[1] else []
         return BuiltRequest(method=method, path=path, query=query, headers=[*pairs, *content_type], body=body[0])
 
-    queries = st.lists(st.tuples(text(), text()), max_size=3).map(urlencode)
-    return st.builds(build, st.sampled_from(methods), queries, headers(), bodies)
+    return st.builds(build, st.sampled_from(methods), _queries(), headers(), bodies)
