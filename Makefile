@@ -31,7 +31,7 @@ run: $(READY)  ## start the fabric with the example packages; Ctrl-C stops it
 	@exec $(BIN)/gati dev $(PACKAGES)
 
 test: $(READY)  ## run the tests; those on containers skip themselves without Docker
-	@exec $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+	@exec $(BIN)/pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
 
 check: $(READY)  ## lint, format, types, import contracts, dependencies
 	@echo "[1/5] ruff check"

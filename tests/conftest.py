@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-_TESTS = Path(__file__).parent
 _ONE_AFTER_ANOTHER = (
-    "containers",
-    "e2e",
-    "integration/services",
-    "properties/test_capacity.py",
+    "tests/containers/",
+    "tests/e2e/",
+    "tests/integration/services/",
+    "tests/properties/test_capacity.py",
 )
 """They load the machine, or look at times: never two of these at once."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one group run in one process; what a file's fixtures start is started once."""
-    for item in items:
-        place = item.path.relative_to(_TESTS).as_posix() if item.path.is_relative_to(_TESTS) else str(item.path)
-        is_alone = place.startswith(_ONE_AFTER_ANOTHER)
-        item.add_marker(pytest.mark.xdist_group("one after another" if is_alone else place))
+class SharedOut(LoadScopeScheduling):
+    """A process gets whole files, so that what their fixtures start is started once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "one after another" if nodeid.startswith(_ONE_AFTER_ANOTHER) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedOut:
+    """Whatever `--dist` says."""
+    return SharedOut(config, log)
