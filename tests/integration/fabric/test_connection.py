@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+
 import anyio
 import pytest
 
 from gati_core.errors import BrokerUnavailable, MessageTooLarge
-from gati_core.fabric import EmbeddedBroker, Fabric, free_port, open_connection, open_fabric
+from gati_core.fabric import QUIET_TICK_S, EmbeddedBroker, Fabric, free_port, open_connection, open_fabric
 from gati_core.settings import FabricSettings
 from tests.helpers import brokers
 from tests.helpers.waiting import eventually
@@ -340,3 +343,37 @@ async def test_a_frozen_broker_counts_as_away_until_it_answers_again(
 
     await eventually(lambda: connection.is_up, within_s=3)
     assert await own_fabric.publisher.send(own_fabric.subjects.req(5), b"x") == 1
+
+
+async def test_a_process_that_has_nothing_to_do_ticks_seldom_until_it_has(gati_open_fabric: Fabric) -> None:
+    connection, loop = gati_open_fabric.connection, asyncio.get_running_loop()
+    ticks: list[float] = []
+    is_quiet = True
+    connection.on_tick(ticks.append)
+    connection.quiet_while(lambda _now: is_quiet)
+    await eventually(lambda: len(ticks) >= 6, within_s=5)
+    assert min(later - earlier for earlier, later in itertools.pairwise(ticks[1:])) >= QUIET_TICK_S * 0.9
+
+    # It has just ticked: the next one would be almost a whole pause away.
+    seen = len(ticks)
+    await eventually(lambda: len(ticks) > seen, within_s=2, every_s=0.001)
+    is_quiet = False
+    at = loop.time()
+    connection.quicken()
+    seen = len(ticks)
+    await eventually(lambda: len(ticks) >= seen + 9, within_s=5)
+    gaps = sorted(later - earlier for earlier, later in itertools.pairwise([at, *ticks[seen:]]))
+    assert gaps[len(gaps) // 2] < QUIET_TICK_S * 0.75
+
+
+async def test_a_process_that_cannot_say_whether_it_has_something_to_do_goes_on_ticking(
+    gati_open_fabric: Fabric,
+) -> None:
+    def broken(_now: float) -> bool:
+        raise RuntimeError("nobody knows")
+
+    ticks: list[float] = []
+    gati_open_fabric.connection.on_tick(ticks.append)
+    gati_open_fabric.connection.quiet_while(broken)
+
+    await eventually(lambda: len(ticks) >= 5, within_s=5)

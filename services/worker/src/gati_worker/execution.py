@@ -118,6 +118,7 @@ class Executor:
     def on_delivery(self, delivery: DeliveryPort) -> None:
         """Called by the pull consumers for every message: decide, and start the handler."""
         self.stats.received += 1
+        self._connection.quicken()
         try:
             item = decode_work(delivery.data, subject="the work stream")
             if not self._is_reply(item.reply_to):

@@ -33,7 +33,7 @@ from gati_core.app.versioning import PackageVersions
 from gati_core.app.wheels import check_report, read_wheel
 from gati_core.contexts import Bucket, GlobalContext, Instance, TopicHost, Topics, memory_used
 from gati_core.errors import GatiError, MessageTooLarge, PackageError, SchemaError, TransientError
-from gati_core.fabric import ChannelHost, Fabric, KvBucket, PullConsumer, open_fabric
+from gati_core.fabric import QUIET_TICK_S, ChannelHost, Fabric, KvBucket, PullConsumer, open_fabric
 from gati_core.fabric.topics import FabricTopics
 from gati_core.lifecycle import HandlerThreads, Lifecycle, Observers, watch_tasks
 from gati_core.manifests import PoolManifest, WorkerAnnouncement, pool_name, publishing_store
@@ -54,6 +54,7 @@ log = structlog.get_logger(__name__)
 _SPENT = 4
 _WEIGH_EVERY_S = 1.0
 _ASK_AGAIN_S = 30.0
+_QUIET_AFTER_S = 1.0
 _MAX_STORED_RUN = 512 * 1024
 
 
@@ -135,6 +136,8 @@ class Runner:
         self._weighed_at = 0.0
         self._busy_at = 0.0
         self._seen = -1
+        self._taken = -1
+        self._taken_at = 0.0
         self.worn_out = asyncio.Event()
         """Set when this process should be replaced: too many handlers run on after their cancellation, or it has
         served or grown as much as it may."""
@@ -213,6 +216,8 @@ class Runner:
             await consumer.start()
         await self._announce()
         connection.on_tick(self._tick)
+        if self._settings.block_warn_s > 2 * QUIET_TICK_S:  # else quiet would look like blocked
+            connection.quiet_while(self._is_quiet)
 
     async def _prepare_lifecycle(self, buckets: Mapping[str, Bucket]) -> Lifecycle:
         """What handlers are given: contexts, topics, channels, threads; and who observes them."""
@@ -316,6 +321,7 @@ class Runner:
     async def drain(self) -> None:
         """Say so, take nothing more, finish what runs, say goodbye."""
         self._fabric.connection.off(self._tick)
+        self._fabric.connection.quiet_while(None)
         self._state = "draining"
         try:
             await self._announce()
@@ -338,6 +344,14 @@ class Runner:
     @property
     def _key(self) -> str:
         return self._fabric.subjects.member_key("worker", self.pool, self.id)
+
+    def _is_quiet(self, now: float) -> bool:
+        """Whether it has had nothing to do for a moment."""
+        executor = self.executor
+        taken = executor.stats.received
+        if taken != self._taken or executor.in_flight or len(self._channels) or executor.abandoned:
+            self._taken, self._taken_at = taken, now
+        return now - self._taken_at > _QUIET_AFTER_S
 
     def _tick(self, now: float) -> None:
         self._tick_requests(now)

@@ -9,7 +9,7 @@ from gati_core.fabric._fabric import Fabric, open_fabric
 from gati_core.fabric.bodies import Bodies, BodyLost
 from gati_core.fabric.changes import ChangeLog
 from gati_core.fabric.channels import Channel, ChannelHost, ChannelPort
-from gati_core.fabric.connection import Connection, ConnectionHealth, open_connection
+from gati_core.fabric.connection import QUIET_TICK_S, Connection, ConnectionHealth, open_connection
 from gati_core.fabric.dead_letters import DeadLetter, DeadLetters
 from gati_core.fabric.embedded import EmbeddedBroker, find_server, free_port
 from gati_core.fabric.kv import Entry, KvBucket, KvView
@@ -21,6 +21,7 @@ from gati_core.fabric.topics import DurableSubscription, FabricTopics
 from gati_core.fabric.topology import Topology, stream_state, waiting_work
 
 __all__ = [
+    "QUIET_TICK_S",
     "Bodies",
     "BodyLost",
     "ChangeLog",

@@ -32,6 +32,8 @@ from gati_core.wire import Subjects, for_namespace
 log = structlog.get_logger(__name__)
 
 _TICK_S = 0.05
+QUIET_TICK_S = 0.2
+"""Between two ticks of a process that has nothing to do: many may live beside one that has."""
 _PING_EVERY_S = 0.5
 _SETTLE_S = 0.25
 """After a reconnect, replies wait this long: the ingress they are for may still be reconnecting, and a
@@ -92,6 +94,9 @@ class Connection:
         self._on_up: list[Callable[[], None]] = []
         self._on_down: list[Callable[[], None]] = []
         self._tickers: list[Callable[[float], None]] = []
+        self._is_quiet: Callable[[float], bool] | None = None
+        self._is_ticking_slowly = False
+        self._quickened = asyncio.Event()
         self._held: deque[tuple[bytes, bytes]] = deque()
         self._dropped = 0
         self._rebuilds = 0
@@ -185,8 +190,25 @@ class Connection:
         self._on_down.append(listener)
 
     def on_tick(self, listener: Callable[[float], None]) -> None:
-        """Call `listener(now)` every 50 ms with the loop's monotonic time: deadlines without timers."""
+        """Call `listener(now)` every 50 ms with the loop's monotonic time: deadlines without timers.
+
+        Every 200 ms while `quiet_while` says that there is nothing to do.
+        """
         self._tickers.append(listener)
+
+    def quiet_while(self, is_quiet: Callable[[float], bool] | None) -> None:
+        """Tick seldom while `is_quiet(now)`, which is asked at each tick; never when None.
+
+        Whoever says so calls `quicken` as soon as there is something to do.
+        """
+        self._is_quiet = is_quiet
+        self.quicken()
+
+    def quicken(self) -> None:
+        """Tick at once, and every 50 ms from now on."""
+        if self._is_ticking_slowly:
+            self._is_ticking_slowly = False
+            self._quickened.set()
 
     def off(self, listener: Callable[..., None]) -> None:
         """Remove a listener from wherever it was added."""
@@ -356,13 +378,28 @@ class Connection:
     async def _keep_ticking(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._closing:
-            await anyio.sleep(_TICK_S)
+            if self._has_nothing_to_do(loop.time()):
+                self._is_ticking_slowly = True
+                self._quickened.clear()
+                with anyio.move_on_after(QUIET_TICK_S):
+                    await self._quickened.wait()
+                self._is_ticking_slowly = False
+            else:
+                await anyio.sleep(_TICK_S)
             now = loop.time()
             for ticker in list(self._tickers):
                 try:
                     ticker(now)
                 except Exception:
                     log.exception("connection_ticker_failed")
+
+    def _has_nothing_to_do(self, now: float) -> bool:
+        try:
+            return self._is_quiet is not None and self._is_quiet(now)
+        except Exception:
+            log.exception("quiet_not_known")
+            self._is_quiet = None
+            return False
 
     async def _keep_probing(self) -> None:
         """Turn "no progress" into `is_up = False`, and a long stall into a new connection."""
