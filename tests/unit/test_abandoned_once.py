@@ -39,6 +39,9 @@ class Consumer:
     def publish_or_hold(self, subject: bytes, data: bytes) -> None:
         self.sent.append(subject)
 
+    def quicken(self) -> None:
+        """The test calls the executor's ticks itself."""
+
 
 class Undoing:
     """A handler that hears nothing until `gate`, with a compensation that takes until `may_end`."""

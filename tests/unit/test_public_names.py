@@ -107,6 +107,7 @@ NAMES = {
         "PublishResult",
         "PublisherPort",
         "PullConsumer",
+        "QUIET_TICK_S",
         "StoredPackage",
         "Topology",
         "WindowedPublisher",
