@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 
@@ -57,6 +58,13 @@ async def forward(request: VersionedRequest) -> None:
     request.body["cents"] = text if text == "refused" else round(float(text) * 100)
 
 
+def forward_in_a_thread(request: VersionedRequest) -> None:
+    text = request.body.pop("price")
+    if text == "hang":
+        time.sleep(3)
+    request.body["cents"] = text if text == "refused" else round(float(text) * 100)
+
+
 def backward(response: VersionedResponse) -> None:
     cents = response.body.pop("cents")
     if cents == 66600:
@@ -65,7 +73,12 @@ def backward(response: VersionedResponse) -> None:
 
 
 @app.transformer(add, from_version="v1", timeout_s=0.3)
-@app.transformer(replace, from_version="v1", timeout_s=0.3)
 class CentsForText:
     forward_request = staticmethod(forward)
+    backward_response = staticmethod(backward)
+
+
+@app.transformer(replace, from_version="v1", timeout_s=0.3, threaded=True)
+class CentsForTextInThreads:
+    forward_request = staticmethod(forward_in_a_thread)
     backward_response = staticmethod(backward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from gati_core import App, Request, Response
 from gati_core.errors import RegistrationError
+from gati_core.lifecycle import transforming
 from gati_testing import Answer, simulate
 
 OLD_BODY = {"sku": "a", "price": "1.50"}
@@ -36,7 +38,14 @@ def backward(response: Any) -> None:
     response.body["price"] = f"{response.body.pop('cents') / 100:.2f}"
 
 
-def ask(method: str = "PUT", *, forwards: Callable[[Any], Any] = forward, backwards: Any = backward) -> Answer:
+def ask(
+    method: str = "PUT",
+    *,
+    forwards: Callable[[Any], Any] = forward,
+    backwards: Any = backward,
+    timeout_s: float = 1.0,
+    threaded: bool = False,
+) -> Answer:
     """An old client's request, where a new version with these functions runs beside the old one."""
     old, new = App("shop"), App("shop")
 
@@ -49,7 +58,7 @@ def ask(method: str = "PUT", *, forwards: Callable[[Any], Any] = forward, backwa
         res.header("x-ran", "new").json(req.body)
 
     functions = SimpleNamespace(forward_request=forwards, backward_response=backwards)
-    new.transformer("item", from_version="v1", timeout_s=1.0)(functions)
+    new.transformer("item", from_version="v1", timeout_s=timeout_s, threaded=threaded)(functions)
     with simulate(old, new) as fabric:
         return fabric.request(method, "/items", json=OLD_BODY, headers=OLD_CLIENT)
 
@@ -96,8 +105,48 @@ def test_an_old_client_gets_the_new_code_in_its_own_words() -> None:
     assert (answer.status, ran(answer), answer.json()) == (200, "new", OLD_BODY)
 
 
-def test_a_function_may_return_what_it_made() -> None:
-    assert ran(ask(forwards=returns_another)) == "new"
+@pytest.mark.parametrize("forwards", [forward, returns_another])
+def test_a_function_may_return_what_it_made_and_run_in_a_thread(forwards: Callable[[Any], Any]) -> None:
+    answers = [ask(forwards=forwards, threaded=threaded) for threaded in (False, True)]
+
+    assert [(ran(answer), answer.json()) for answer in answers] == [("new", OLD_BODY)] * 2
+
+
+def test_threaded_functions_run_beside_the_loop_and_plain_ones_on_it() -> None:
+    threads: list[int] = []
+
+    def forwards(request: Any) -> None:
+        threads.append(threading.get_ident())
+        asyncio.get_running_loop()  # raises where there is none
+        forward(request)
+
+    assert [ran(ask(forwards=forwards, threaded=threaded)) for threaded in (False, True)] == ["new", "old"]
+    assert len(set(threads)) == 2
+
+
+@pytest.mark.parametrize("side", ["forwards", "backwards"])
+def test_a_threaded_function_that_hangs_is_left_behind(side: str) -> None:
+    release, ended = threading.Event(), threading.Event()
+
+    def blocks(_value: Any) -> None:
+        release.wait(10)
+        ended.set()
+
+    try:
+        answer = ask(**{side: blocks}, timeout_s=0.05, threaded=True)
+        assert (answer.status, ran(answer), answer.json()) == (200, "old", OLD_BODY)
+    finally:
+        release.set()
+    assert ended.wait(10)
+
+
+def test_a_plain_function_that_comes_back_too_late_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 7))
+    monkeypatch.setattr(transforming.time, "perf_counter", lambda: float(next(clock)))  # type: ignore[attr-defined]
+
+    answer = ask(timeout_s=5.0)
+
+    assert (answer.status, ran(answer), answer.json()) == (200, "old", OLD_BODY)
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST"])
@@ -130,3 +179,19 @@ def test_what_is_no_transformer_is_refused_when_it_is_registered(functions: Any,
 
     with pytest.raises(RegistrationError, match=message):
         app.transformer("item", from_version="v1")(functions)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout_s": 0}, "timeout_s must be above 0 and finite, not 0"),
+        ({"timeout_s": float("nan")}, "timeout_s must be above 0 and finite, not nan"),
+        ({"threaded": True}, "threaded=True is for plain functions"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    app = App("shop")
+    app.get("/items", id="item")(lambda req, res, gctx, lctx: None)
+
+    with pytest.raises(RegistrationError, match=message):
+        app.transformer("item", from_version="v1", **options)(SimpleNamespace(forward_request=hangs))

@@ -274,6 +274,7 @@ class App(HookRegistrar):
         from_version: str,
         to_version: str = "",
         timeout_s: float = HOP_TIMEOUT_S,
+        threaded: bool = False,
     ) -> Callable[[T], T]:
         """Let clients of an older version of a handler use a newer one.
 
@@ -284,14 +285,23 @@ class App(HookRegistrar):
         Args:
             from_version: the older version: a TSV, a tag such as `v1.0.0`, or a package's version.
             to_version: the one that followed it; this package's own where it is empty.
-            timeout_s: for each of the functions, where it is async.
+            timeout_s: for each of the functions. An async or threaded one is cancelled then; a plain one, which
+                nobody can interrupt, fails when it returns too late.
+            threaded: run plain functions in a thread, because they wait or compute for long.
         Raises:
             RegistrationError: the class has none of these methods, or one that cannot be called so.
         """
         name = handler.id if isinstance(handler, Route) else handler
 
         def register(functions: T) -> T:
-            made = Transformer(name, functions, from_version=from_version, to_version=to_version, timeout_s=timeout_s)
+            made = Transformer(
+                name,
+                functions,
+                from_version=from_version,
+                to_version=to_version,
+                timeout_s=timeout_s,
+                threaded=threaded,
+            )
             if name not in self._handlers:
                 known = ", ".join(self._handlers) or "none yet: define the transformer below its handler"
                 raise RegistrationError(f"transformer {made.name}: there is no handler {name!r}; there are {known}")

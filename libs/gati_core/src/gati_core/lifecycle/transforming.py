@@ -8,6 +8,7 @@ the first hop, and what it gets with them after the last: transformers see only 
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 import structlog
 
+from gati_core.contexts import is_async_callable
 from gati_core.errors import GatiError, InvalidBody, InvalidRequest, RegistrationError, TransformFailed
 from gati_core.gtype import CompiledValidator, FieldError
 from gati_core.lifecycle.bounding import bounded
@@ -69,11 +71,14 @@ class Transformer:
         to_version: the newer one; the version that the package itself brings where it is empty.
         functions: an object with any of `forward_request`, `forward_response`, `backward_request` and
             `backward_response`, each of one argument, plain or async.
+        timeout_s: for each of the functions. An async or threaded one is cancelled then; a plain one, which nobody
+            can interrupt, fails when it returns too late.
+        threaded: run plain functions in a thread, because they wait or compute for long.
     Raises:
-        RegistrationError: it has none of them, or one that is no such function.
+        RegistrationError: it has none of them, or one that is no such function, or the limit is none.
     """
 
-    __slots__ = ("from_version", "functions", "handler", "name", "timeout_s", "to_version")
+    __slots__ = ("from_version", "functions", "handler", "name", "threaded", "timeout_s", "to_version")
 
     def __init__(
         self,
@@ -83,12 +88,16 @@ class Transformer:
         from_version: str,
         to_version: str = "",
         timeout_s: float = HOP_TIMEOUT_S,
+        threaded: bool = False,
     ) -> None:
         self.handler = handler
         self.from_version = from_version
         self.to_version = to_version
         self.timeout_s = timeout_s
+        self.threaded = threaded
         self.name: str = getattr(functions, "__qualname__", type(functions).__qualname__)
+        if not 0 < timeout_s < math.inf:
+            raise RegistrationError(f"transformer {self.name}: timeout_s must be above 0 and finite, not {timeout_s}")
         self.functions: dict[str, Callable[[Any], Any]] = {}
         known = [name for name in dir(functions) if name.startswith(("forward_", "backward_"))]
         unknown = [name for name in known if name not in _FUNCTIONS]
@@ -106,6 +115,8 @@ class Transformer:
             self.functions[name] = function
         if not self.functions:
             raise RegistrationError(f"transformer {self.name} has none of {', '.join(_FUNCTIONS)}")
+        if threaded and all(map(is_async_callable, self.functions.values())):
+            raise RegistrationError(f"transformer {self.name}: threaded=True is for plain functions; these are async")
 
     async def run(self, lifecycle: Lifecycle, name: str, value: Any) -> Any:
         """One hop.
@@ -117,9 +128,7 @@ class Transformer:
         if function is None:
             return value
         try:
-            result = function(value)
-            if inspect.isawaitable(result):
-                result = await bounded(lifecycle, result, timeout_s=self.timeout_s, name=f"{self.name}.{name}")
+            result = await self._call(lifecycle, name, function, value)
         except Exception as exc:
             raise TransformFailed(f"transformer {self.name}.{name}: {type(exc).__name__}: {exc}") from exc
         if result is None:
@@ -128,6 +137,22 @@ class Transformer:
             raise TransformFailed(
                 f"transformer {self.name}.{name} returned {type(result).__name__}; it must return nothing or a"
                 f" {type(value).__name__}"
+            )
+        return result
+
+    async def _call(self, lifecycle: Lifecycle, name: str, function: Callable[[Any], Any], value: Any) -> Any:
+        name = f"{self.name}.{name}"
+        if self.threaded and not is_async_callable(function):
+            work = lifecycle.threads.run(function, value)
+            return await bounded(lifecycle, work, timeout_s=self.timeout_s, name=name)
+        began = time.perf_counter()
+        result = function(value)
+        if inspect.isawaitable(result):
+            return await bounded(lifecycle, result, timeout_s=self.timeout_s, name=name)
+        if (took := time.perf_counter() - began) > self.timeout_s:
+            raise TimeoutError(
+                f"it held up the event loop for {took:.1f} s, and may take {self.timeout_s:g} s: make it async, or"
+                " declare the transformer with threaded=True"
             )
         return result
 
