@@ -1,11 +1,16 @@
-"""How tests are shared out where several processes run them (`pytest -n`)."""
+"""Settings of all tests, and how they are shared out where several processes run them (`pytest -n`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+# A busy machine makes any example slow now and then; a test that hangs ends at pytest's own limit.
+settings.register_profile("gati", deadline=None)
+settings.load_profile("gati")
 
 _ONE_AFTER_ANOTHER = (
     "tests/containers/",
