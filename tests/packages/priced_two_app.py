@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 
 import msgspec
 
@@ -51,24 +51,29 @@ async def fall_ill(req: Request, res: Response, gctx: GlobalContext, lctx: Local
     res.text("cough")
 
 
-async def forward(request: VersionedRequest) -> None:
+def to_cents(request: VersionedRequest) -> None:
     text = request.body.pop("price")
-    if text == "hang":
-        await asyncio.sleep(30)
     request.body["cents"] = text if text == "refused" else round(float(text) * 100)
+
+
+async def forward(request: VersionedRequest) -> None:
+    if request.body["price"] == "hang":
+        await asyncio.Event().wait()
+    to_cents(request)
 
 
 def forward_in_a_thread(request: VersionedRequest) -> None:
-    text = request.body.pop("price")
-    if text == "hang":
-        time.sleep(3)
-    request.body["cents"] = text if text == "refused" else round(float(text) * 100)
+    if request.body["price"] == "hang":
+        threading.Event().wait(10)  # nobody sets it; the thread ends some time after its limit
+    to_cents(request)
 
 
 def backward(response: VersionedResponse) -> None:
     cents = response.body.pop("cents")
     if cents == 66600:
         raise ValueError("no such price")
+    if cents == 77700:
+        threading.Event().wait(1.5)  # nobody sets it
     response.body["price"] = f"{cents / 100:.2f}"
 
 

@@ -86,7 +86,7 @@ def test_functions_are_known_through_partials_decorators_methods_and_callable_ob
     assert known[_Callable.__call__.__code__] == "object"
 
 
-def test_handlers_hooks_and_listeners_of_a_package_are_known() -> None:
+def test_handlers_hooks_listeners_and_transformers_of_a_package_are_known() -> None:
     app = App("shop")
 
     def check(gctx: Any, lctx: Any) -> None: ...
@@ -95,20 +95,24 @@ def test_handlers_hooks_and_listeners_of_a_package_are_known() -> None:
 
     def listen(event: Any) -> None: ...
 
+    def forward(request: Any) -> None: ...
+
     async def place(req: Any, res: Any, gctx: Any, lctx: Any) -> None: ...
 
     route = app.post("/orders", id="orders")(place)
     app.before(check)
     route.after(id="audit-trail")(audit)
     app.on_event(listen)
+    app.transformer("orders", from_version="v1")(type("Renamed", (), {"forward_request": staticmethod(forward)}))
 
     known = known_code(_functions(app))
 
-    assert {function.__name__: known[function.__code__] for function in (place, check, audit, listen)} == {
+    assert {function.__name__: known[function.__code__] for function in (place, check, audit, listen, forward)} == {
         "place": "orders",
         "check": "hook check",
         "audit": "hook audit-trail",
         "listen": "event listener",
+        "forward": "transformer Renamed.forward_request",
     }
 
 

@@ -90,6 +90,21 @@ async def test_where_an_answer_cannot_be_translated_only_what_may_run_twice_does
     assert (again.status_code, again.headers["x-ran"], again.json()) == (200, "one", item)
 
 
+async def test_a_transformer_that_blocks_has_failed_and_the_log_names_it(versioned: Versioned) -> None:
+    item = {"sku": "a", "price": "777"}
+    _, second = versioned.fabric.workers
+
+    on_the_loop = await versioned.client.post("/items", json=item, headers=OLD)
+    await eventually(lambda: second.events("loop_blocked"), within_s=5)
+    in_a_thread = await versioned.client.put("/items", json=item, headers=OLD)
+
+    assert (on_the_loop.status_code, on_the_loop.json()["code"]) == (500, "version.transform_failed")
+    assert (in_a_thread.status_code, in_a_thread.headers["x-ran"], in_a_thread.json()) == (200, "one", item)
+    assert [each["handler"] for each in second.events("loop_blocked")] == [
+        "transformer CentsForText.backward_response or transformer CentsForTextInThreads.backward_response"
+    ]
+
+
 async def test_with_the_old_version_gone_its_clients_are_still_served(own: Versioned) -> None:
     own.first.kill()
 

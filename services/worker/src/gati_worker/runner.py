@@ -565,6 +565,9 @@ def _functions(app: App) -> Iterator[tuple[str, Callable[..., Any]]]:
             yield f"hook {hook.id}", hook.function
         for each in (*plan.middleware, *plan.error_middleware):
             yield f"middleware {getattr(each.function, '__qualname__', each.function)}", each.function
+    for transformer in app.transformers:
+        for name, function in transformer.functions.items():
+            yield f"transformer {transformer.name}.{name}", function
     for subscriber in app.subscribers:
         yield f"subscriber of {subscriber.topic}", subscriber.function
     for listener in app.listeners:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from gati_core.lifecycle import (
     Transformer,
     check_parameters,
 )
+from gati_core.limits import check_timeout
 from gati_core.manifests import METHODS, HandlerManifest, Method, Policies, UnknownFields
 from gati_core.schemas import SCRIPT_TIMEOUT_S, DbSchema
 from gati_core.wire import WEBSOCKET, DeliveryMode, token
@@ -289,7 +289,8 @@ class App(HookRegistrar):
                 nobody can interrupt, fails when it returns too late.
             threaded: run plain functions in a thread, because they wait or compute for long.
         Raises:
-            RegistrationError: the class has none of these methods, or one that cannot be called so.
+            RegistrationError: the class has none of these methods, or one that cannot be called so; the limit is none;
+                `threaded` with async functions alone.
         """
         name = handler.id if isinstance(handler, Route) else handler
 
@@ -473,8 +474,7 @@ class App(HookRegistrar):
             raise RegistrationError(
                 f"{where}: unknown_fields {options.unknown_fields!r} is neither 'ignore' nor 'reject'"
             )
-        if not 0 < timeout_s < math.inf:
-            raise RegistrationError(f"{where}: timeout_s must be above 0 and finite, not {timeout_s}")
+        check_timeout(timeout_s, where)
         try:
             route, parameters = normalize_route(path)
         except RegistrationError as exc:

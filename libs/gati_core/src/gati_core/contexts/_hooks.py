@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 from gati_core.errors import RegistrationError
+from gati_core.limits import check_timeout
 
 HookKind = Literal["before", "after", "catch"]
 HookLevel = Literal["global", "route", "local"]
@@ -97,8 +98,7 @@ def make_hook(
     check_parameters(function, _PARAMETERS[kind], f"{kind} hook {name}")
     if level not in LEVELS:
         raise RegistrationError(f"{kind} hook {name}: level {level!r} is none of {', '.join(LEVELS)}")
-    if not 0 < timeout_s < math.inf:
-        raise RegistrationError(f"{kind} hook {name}: timeout_s must be above 0 and finite, not {timeout_s}")
+    check_timeout(timeout_s, f"{kind} hook {name}")
     if type(retries) is not int or not 0 <= retries <= MAX_RETRIES:
         raise RegistrationError(f"{kind} hook {name}: retries must be 0 to {MAX_RETRIES}, not {retries!r}")
     if not 0 <= backoff_s < math.inf:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
@@ -25,6 +24,7 @@ from gati_core.contexts._health import (
 from gati_core.contexts._hooks import check_parameters
 from gati_core.contexts._limited import Limited, NoAnswer
 from gati_core.errors import RegistrationError, StartupFailed
+from gati_core.limits import check_timeout
 
 if TYPE_CHECKING:
     from gati_core.contexts._global import GlobalContext
@@ -203,8 +203,7 @@ class ProcessLifecycle:
         check_parameters(function, _PARAMETERS[kind], what)
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise RegistrationError(f"{what}: priority must be a Priority or an integer, not {priority!r}")
-        if not 0 < timeout_s < math.inf:
-            raise RegistrationError(f"{what}: timeout_s must be above 0 and finite, not {timeout_s}")
+        check_timeout(timeout_s, what)
         if (kind == "startup" and self._has_started) or (kind in ("pre_shutdown", "shutdown") and self._is_leaving):
             raise RegistrationError(f"{what}: too late, those hooks run already or have run")
         hooks = self._hooks[kind]

@@ -8,7 +8,6 @@ the first hop, and what it gets with them after the last: transformers see only 
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from gati_core.errors import GatiError, InvalidBody, InvalidRequest, Registratio
 from gati_core.gtype import CompiledValidator, FieldError
 from gati_core.lifecycle.bounding import bounded
 from gati_core.lifecycle.shared import HopCounts, Lifecycle
+from gati_core.limits import check_timeout
 from gati_core.wire import RequestDescriptor
 
 log = structlog.get_logger(__name__)
@@ -75,10 +75,11 @@ class Transformer:
             can interrupt, fails when it returns too late.
         threaded: run plain functions in a thread, because they wait or compute for long.
     Raises:
-        RegistrationError: it has none of them, or one that is no such function, or the limit is none.
+        RegistrationError: it has none of them, or one that is no such function; the limit is none; `threaded` with
+            async functions alone.
     """
 
-    __slots__ = ("from_version", "functions", "handler", "name", "threaded", "timeout_s", "to_version")
+    __slots__ = ("_in_threads", "from_version", "functions", "handler", "name", "timeout_s", "to_version")
 
     def __init__(
         self,
@@ -94,10 +95,8 @@ class Transformer:
         self.from_version = from_version
         self.to_version = to_version
         self.timeout_s = timeout_s
-        self.threaded = threaded
         self.name: str = getattr(functions, "__qualname__", type(functions).__qualname__)
-        if not 0 < timeout_s < math.inf:
-            raise RegistrationError(f"transformer {self.name}: timeout_s must be above 0 and finite, not {timeout_s}")
+        check_timeout(timeout_s, f"transformer {self.name}")
         self.functions: dict[str, Callable[[Any], Any]] = {}
         known = [name for name in dir(functions) if name.startswith(("forward_", "backward_"))]
         unknown = [name for name in known if name not in _FUNCTIONS]
@@ -115,7 +114,9 @@ class Transformer:
             self.functions[name] = function
         if not self.functions:
             raise RegistrationError(f"transformer {self.name} has none of {', '.join(_FUNCTIONS)}")
-        if threaded and all(map(is_async_callable, self.functions.values())):
+        plain = {name for name, function in self.functions.items() if not is_async_callable(function)}
+        self._in_threads = frozenset(plain if threaded else ())
+        if threaded and not plain:
             raise RegistrationError(f"transformer {self.name}: threaded=True is for plain functions; these are async")
 
     async def run(self, lifecycle: Lifecycle, name: str, value: Any) -> Any:
@@ -127,8 +128,16 @@ class Transformer:
         function = self.functions.get(name)
         if function is None:
             return value
+        began = time.perf_counter()
         try:
-            result = await self._call(lifecycle, name, function, value)
+            result: Any = lifecycle.threads.run(function, value) if name in self._in_threads else function(value)
+            if inspect.isawaitable(result):
+                result = await bounded(lifecycle, result, timeout_s=self.timeout_s, name=f"{self.name}.{name}")
+            elif (took := time.perf_counter() - began) > self.timeout_s:
+                raise TimeoutError(
+                    f"it held up the event loop for {took:.1f} s, and may take {self.timeout_s:g} s: make it async, or"
+                    " declare the transformer with threaded=True"
+                )
         except Exception as exc:
             raise TransformFailed(f"transformer {self.name}.{name}: {type(exc).__name__}: {exc}") from exc
         if result is None:
@@ -137,22 +146,6 @@ class Transformer:
             raise TransformFailed(
                 f"transformer {self.name}.{name} returned {type(result).__name__}; it must return nothing or a"
                 f" {type(value).__name__}"
-            )
-        return result
-
-    async def _call(self, lifecycle: Lifecycle, name: str, function: Callable[[Any], Any], value: Any) -> Any:
-        name = f"{self.name}.{name}"
-        if self.threaded and not is_async_callable(function):
-            work = lifecycle.threads.run(function, value)
-            return await bounded(lifecycle, work, timeout_s=self.timeout_s, name=name)
-        began = time.perf_counter()
-        result = function(value)
-        if inspect.isawaitable(result):
-            return await bounded(lifecycle, result, timeout_s=self.timeout_s, name=name)
-        if (took := time.perf_counter() - began) > self.timeout_s:
-            raise TimeoutError(
-                f"it held up the event loop for {took:.1f} s, and may take {self.timeout_s:g} s: make it async, or"
-                " declare the transformer with threaded=True"
             )
         return result
 

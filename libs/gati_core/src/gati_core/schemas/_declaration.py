@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from gati_core.errors import RegistrationError
+from gati_core.limits import check_timeout
 from gati_core.schemas._scripts import is_script
 from gati_core.schemas._urls import ENV_PREFIX, problem_of
 from gati_core.wire import token
@@ -55,7 +55,8 @@ class DbSchema:
         self.url = url
         self.directory = _checked_directory(directory, label)
         self.compatible_with = _checked_names(compatible_with, name, label)
-        self.timeout_s = _checked_seconds(timeout_s, label)
+        check_timeout(timeout_s, label)
+        self.timeout_s = float(timeout_s)
         self.where = where
 
     def __repr__(self) -> str:
@@ -104,10 +105,3 @@ def _checked_names(names: Sequence[str], own: str, label: str) -> tuple[str, ...
     if own in names:
         raise RegistrationError(f"{label}: it is compatible with itself anyway; take it out of compatible_with")
     return tuple(dict.fromkeys(names))
-
-
-def _checked_seconds(seconds: float, label: str) -> float:
-    given: Any = seconds
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
-        raise RegistrationError(f"{label}: timeout_s must be above 0 and finite, not {seconds!r}")
-    return float(seconds)
