@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gati_core.codegen import Api, Operation, python_client
-from gati_core.gtype import Document
+from gati_core.gtype import Document, NeverOf, Ref, UnionOf
 from gati_core.manifests import METHODS, HandlerManifest
 from gati_testing.gtypes import documents, wild_documents
 
@@ -34,6 +34,10 @@ def test_clients_for_any_types_pass_the_type_checker_and_the_linter(tmp_path: Pa
     @given(
         types=st.dictionaries(st.sampled_from(AREAS), documents() | wild_documents(), min_size=1, max_size=3),
         method=st.sampled_from(METHODS),
+    )
+    @example(types={"response": Document(root=NeverOf())}, method="GET")
+    @example(
+        types={"response": Document(root=Ref(ref="A"), definitions={"A": UnionOf(types=[NeverOf()])})}, method="GET"
     )
     def collect(types: Types, method: Any) -> None:
         number = len(operations)

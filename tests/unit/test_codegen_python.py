@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from gati_core.codegen import Api, Operation, python_client
 from gati_core.codegen.python._annotations import choices, comment, docstring, literal
-from gati_core.gtype import Document, ObjectOf, Primitive, Ref, UnionOf, extract
+from gati_core.gtype import Document, Enumeration, NeverOf, ObjectOf, Primitive, Ref, UnionOf, extract
 from gati_core.manifests import HandlerManifest
 from tests.helpers.apis import rich_api
 
@@ -340,6 +340,24 @@ def test_a_union_that_is_a_member_of_itself_says_nothing() -> None:
     found = declared(api(Operation(manifest=manifest, response=document)))
 
     assert (found["A"], found["B"]) == ("Any", "Any")
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer"),
+    [
+        (NeverOf(), "Any"),
+        (UnionOf(types=[Ref(ref="Nothing"), Enumeration(values=[])]), "Any"),
+        (NeverOf(nullable=True), "types.HResponse"),
+        (UnionOf(types=[NeverOf(), Primitive(primitive_type="string")]), "types.HResponse"),
+    ],
+)
+def test_an_answer_that_cannot_be_is_no_type_of_a_function(schema: Any, answer: str) -> None:
+    manifest = HandlerManifest(id="h", methods=["GET"], path="/", mode="at_most_once")
+    document = Document(root=schema, definitions={"Nothing": NeverOf()})
+
+    text = python_client(api(Operation(manifest=manifest, response=document)))["client.py"]
+
+    assert re.findall(r"def get_root\(.*\) -> (.*):", text) == [answer, answer]
 
 
 # -- text ----------------------------------------------------------------------------------------------

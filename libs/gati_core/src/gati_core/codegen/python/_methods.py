@@ -11,6 +11,7 @@ from gati_core.codegen._model import Api, Operation
 from gati_core.codegen._names import method_names, snake
 from gati_core.codegen._types import NamedType
 from gati_core.codegen.python._annotations import Annotation, choices, docstring, literal, union
+from gati_core.codegen.python.types import is_never
 from gati_core.gtype import (
     ArrayOf,
     Document,
@@ -122,7 +123,7 @@ def _method(operation: Operation, method: str, name: str, roots: Roots) -> Metho
             passed.append((f"{area}={{", [f"{literal(wire)}: {each}" for wire, each in sent.items()], "}"))
     arguments += ["*", *required, *optional, "timeout_s: float | None = None"]
     passed += [*(["body=body"] if _has_body(operation, method) else []), "timeout_s=timeout_s"]
-    said = "None" if method == "HEAD" else "Any" if answer is None else f"types.{answer.name}"
+    said = "None" if method == "HEAD" else "Any" if answer is None or is_never(answer) else f"types.{answer.name}"
     return Method(name, arguments, passed, said, manifest.summary)
 
 

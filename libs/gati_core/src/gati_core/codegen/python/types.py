@@ -159,6 +159,15 @@ def _class(name: str, schema: ObjectOf, fields: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_never(named: NamedType) -> bool:
+    """Whether checkers take the declared type for `Never`: a function that returns it may not return."""
+    return not _is_circle(named.schema, named.document) and not any(
+        each.nullable
+        or not (isinstance(each, UnionOf | Ref | NeverOf) or (isinstance(each, Enumeration) and not each.values))
+        for each in _alternatives(named.schema, named.document)
+    )
+
+
 def _is_circle(schema: GType, document: Document) -> bool:
     """Whether a type leads to a union that is a member of itself, with no object or list in between."""
     reached = _members(schema, document)
@@ -167,13 +176,20 @@ def _is_circle(schema: GType, document: Document) -> bool:
 
 def _members(schema: GType, document: Document) -> set[str]:
     """The definitions that a type is, or is a union of."""
-    found: set[str] = set()
+    return {each.ref for each in _alternatives(schema, document) if isinstance(each, Ref)}
+
+
+def _alternatives(schema: GType, document: Document) -> list[GType]:
+    """The type, and all that it is another name or a union of; each definition once."""
+    found: list[GType] = []
+    followed: set[str] = set()
     waiting = [schema]
     while waiting:
         each = waiting.pop()
+        found.append(each)
         if isinstance(each, UnionOf):
             waiting += each.types
-        elif isinstance(each, Ref) and each.ref not in found:
-            found.add(each.ref)
+        elif isinstance(each, Ref) and each.ref not in followed:
+            followed.add(each.ref)
             waiting.append(document.definitions[each.ref])
     return found
