@@ -8,6 +8,8 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from gati_core.fabric import embedded
+
 # A busy machine makes any example slow now and then; a test that hangs ends at pytest's own limit.
 settings.register_profile("gati", deadline=None)
 settings.load_profile("gati")
@@ -19,6 +21,16 @@ _ONE_AFTER_ANOTHER = (
     "tests/properties/test_capacity.py",
 )
 """They load the machine, or look at times: never two of these at once."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each process ports of its own: what one has found free, another may take before it is used."""
+    worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is not None:
+        first, last = embedded._PORTS
+        share = (last - first + 1) // worker["workercount"]
+        begin = first + share * int(worker["workerid"].removeprefix("gw"))
+        embedded._PORTS = (begin, begin + share - 1)
 
 
 class SharedOut(LoadScopeScheduling):
